@@ -1,0 +1,78 @@
+"""The errors of this project, and nothing else: this module imports nothing of ours.
+
+    SDError                      every error that we raise on purpose
+    ├── UsageError               what the caller asked for cannot be            exit code 2, also a ValueError
+    ├── DependencyError          an optional library is not installed           exit code 1, also an ImportError
+    ├── BundleError              a bundle is missing, damaged or not understood exit code 1
+    ├── ExportError              a checkpoint cannot be read or exported        exit code 1
+    ├── EngineError              an engine cannot be loaded or run              exit code 1
+    │   └── OutOfMemoryError     ... because device or host memory ran out      also a MemoryError
+    ├── NumericalError           NaN or infinity where numbers should be        exit code 1
+    └── Cancelled                the caller stopped the work                    exit code 1
+
+Every message says what went wrong and, where they exist, what was got, what would have been accepted, and the remedy:
+
+    width: got 513, accepted multiples of 8 from 64 to 1024; nearest: 512
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+def one_line(value: object, limit: int = 80) -> str:
+    """`value` as printable text on one line, shortened to `limit` characters: hostile input must not flood a log."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: limit * 2])
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class SDError(Exception):
+    """Base of all our errors: `what` happened, what was `got`, what is `accepted`, and the `remedy`."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, what: str, *, got: object = None, accepted: str | None = None, remedy: str | None = None
+    ) -> None:
+        self.what, self.got, self.accepted, self.remedy = what, got, accepted, remedy
+        parts = [f"got {one_line(got)}"] if got is not None else []
+        if accepted is not None:
+            parts.append(f"accepted {accepted}")
+        message = f"{what}: {', '.join(parts)}" if parts else what
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+
+
+class UsageError(SDError, ValueError):
+    """An argument or flag is out of range, unknown, or contradicts another."""
+
+    exit_code = 2
+
+
+class DependencyError(SDError, ImportError):
+    """A library that this path needs is not installed; the remedy names the extra."""
+
+
+class BundleError(SDError):
+    """A bundle is missing, incomplete, damaged, or of a schema that this version does not read."""
+
+
+class ExportError(SDError):
+    """A checkpoint cannot be found, read, converted or traced."""
+
+
+class EngineError(SDError):
+    """An engine cannot be loaded, or was handed tensors that it does not take, or failed while running."""
+
+
+class OutOfMemoryError(EngineError, MemoryError):
+    """Memory ran out while an engine was loaded or run; nothing of the failed call is kept."""
+
+
+class NumericalError(SDError):
+    """A stage produced NaN or infinity; names the stage and, in the denoising loop, the step."""
+
+
+class Cancelled(SDError):
+    """The caller asked to stop; partial results were dropped."""

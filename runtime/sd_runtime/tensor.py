@@ -1,0 +1,97 @@
+"""TensorSpec: the name, dtype and shape range of one tensor at an engine's edge, declared once.
+
+ONNX dynamic axes, TensorRT profiles, the manifest's tensor lists and the check at run time all derive from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import BundleError, EngineError
+
+Array = NDArray[Any]
+
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One axis that varies: its symbolic name and the sizes it takes (inclusive), `opt` being the one tuned for."""
+
+    symbol: str
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.min <= self.opt <= self.max):
+            raise BundleError(f"axis {self.symbol}", got=(self.min, self.opt, self.max), accepted="1 ≤ min ≤ opt ≤ max")
+
+    def __str__(self) -> str:
+        return f"{self.min}..{self.max}"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor at an engine's edge: fixed axes are integers, varying ones are `Dim`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | Dim, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise BundleError(f"tensor '{self.name}': dtype", got=self.dtype, accepted=", ".join(DTYPES))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({', '.join(map(str, self.shape))})"
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            axis.min <= size <= axis.max if isinstance(axis, Dim) else size == axis
+            for size, axis in zip(shape, self.shape, strict=True)
+        )
+
+    def check(self, array: Array) -> None:
+        """Raise EngineError unless `array` has this spec's dtype and a shape in its range."""
+        if array.dtype.name != self.dtype or not self.accepts(array.shape):
+            got = f"{array.dtype.name}({', '.join(map(str, array.shape))})"
+            raise EngineError(f"input '{self.name}'", got=got, accepted=str(self))
+
+    def to_json(self) -> dict[str, Any]:
+        shape = [[d.symbol, d.min, d.opt, d.max] if isinstance(d, Dim) else d for d in self.shape]
+        return {"name": self.name, "dtype": self.dtype, "shape": shape}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
+        shape = tuple(d if isinstance(d, int) else Dim(*d) for d in value["shape"])
+        return cls(value["name"], value["dtype"], shape)
+
+
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
+    """Raise EngineError unless `feeds` holds exactly the tensors in `specs`, each of its dtype and shape range."""
+    names = [spec.name for spec in specs]
+    if sorted(names) != sorted(feeds):
+        raise EngineError("engine inputs", got=", ".join(sorted(feeds)), accepted=", ".join(names))
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        array = feeds[spec.name]
+        spec.check(array)
+        for axis, size in zip(spec.shape, array.shape, strict=True):
+            if isinstance(axis, Dim) and sizes.setdefault(axis.symbol, (size, spec.name))[0] != size:
+                known, where = sizes[axis.symbol]
+                raise EngineError(
+                    f"input '{spec.name}': axis {axis.symbol}", got=size, accepted=f"{known} as in input '{where}'"
+                )
+
+
+def all_finite(array: Array) -> bool:
+    """Whether `array` holds neither NaN nor infinity: one pass without a temporary (a sum of finite float32 values can
+    only be infinite by overflow, and then the slow test decides)."""
+    total = np.add.reduce(array, axis=None)
+    return bool(np.isfinite(total)) or bool(np.isfinite(array).all())
