@@ -7,8 +7,7 @@
     ├── ExportError              a checkpoint cannot be read or exported        exit code 1
     ├── EngineError              an engine cannot be loaded or run              exit code 1
     │   └── OutOfMemoryError     ... because device or host memory ran out      also a MemoryError
-    ├── NumericalError           NaN or infinity where numbers should be        exit code 1
-    └── Cancelled                the caller stopped the work                    exit code 1
+    └── NumericalError           NaN or infinity where numbers should be        exit code 1
 
 Every message says what went wrong and, where they exist, what was got, what would have been accepted, and the remedy:
 
@@ -72,7 +71,3 @@ class OutOfMemoryError(EngineError, MemoryError):
 
 class NumericalError(SDError):
     """A stage produced NaN or infinity; names the stage and, in the denoising loop, the step."""
-
-
-class Cancelled(SDError):
-    """The caller asked to stop; partial results were dropped."""

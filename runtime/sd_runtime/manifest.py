@@ -45,15 +45,25 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Component:
-    """One exported network: graph and weights (paths in the bundle), and its tensors.
+class Graph:
+    """One .onnx of a component (`path` in the bundle) and the tensors at its edge."""
 
-    `graphs` maps a form's name to its .onnx; "plain" is always there, further forms share the same weights file."""
-
-    graphs: dict[str, str]
-    weights: str
+    path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One exported network: its weights file and its graphs by form; "plain" is always there, all share the weights."""
+
+    weights: str
+    graphs: dict[str, Graph]
+
+    def graph(self, form: str = "plain") -> Graph:
+        if form not in self.graphs:
+            raise BundleError(f"graph form of {self.weights}", got=form, accepted=", ".join(self.graphs))
+        return self.graphs[form]
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,10 @@ class Manifest:
         version = value.get("schema_version") if isinstance(value, dict) else None
         if version != SCHEMA_VERSION:
             raise BundleError(
-                f"{MANIFEST}: schema_version", got=version, accepted=str(SCHEMA_VERSION), remedy="export the bundle again"
+                f"{MANIFEST}: schema_version",
+                got=version,
+                accepted=str(SCHEMA_VERSION),
+                remedy="export the bundle again",
             )
         manifest = from_json(cls, value, MANIFEST)
         for path in manifest.files:

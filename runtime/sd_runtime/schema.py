@@ -40,7 +40,7 @@ def from_json(cls: type[T], value: Any, path: str = "$") -> T:
 
 
 def parse_json(text: bytes, what: str, limit: int = 64 << 20) -> Any:
-    """JSON bytes → values; refuses more than `limit` bytes, duplicate keys, NaN, and nesting that exhausts the parser."""
+    """JSON bytes → values; refuses more than `limit` bytes, duplicate keys, NaN, nesting too deep to parse."""
     if len(text) > limit:
         raise SchemaError(what, got=f"{len(text)} bytes", accepted=f"at most {limit}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,17 @@ from numpy.typing import NDArray
 from .errors import BundleError, EngineError
 
 Array = NDArray[Any]
+
+
+class Shaped(Protocol):
+    """What the check at an engine's edge needs to know of a tensor, wherever it lies."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
 
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 
@@ -57,7 +68,7 @@ class TensorSpec:
             for size, axis in zip(shape, self.shape, strict=True)
         )
 
-    def check(self, array: Array) -> None:
+    def check(self, array: Shaped) -> None:
         """Raise EngineError unless `array` has this spec's dtype and a shape in its range."""
         if array.dtype.name != self.dtype or not self.accepts(array.shape):
             got = f"{array.dtype.name}({', '.join(map(str, array.shape))})"
@@ -73,7 +84,7 @@ class TensorSpec:
         return cls(value["name"], value["dtype"], shape)
 
 
-def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
+def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Shaped]) -> None:
     """Raise EngineError unless `feeds` holds exactly the tensors in `specs`, each of its dtype and shape range."""
     names = [spec.name for spec in specs]
     if sorted(names) != sorted(feeds):

@@ -1,18 +1,34 @@
-"""What an engine is: a named function from numpy arrays to numpy arrays, with its tensors declared."""
+"""What an engine is: a named function from arrays to numpy arrays, with its tensors declared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..tensor import Array, TensorSpec
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An input that already lies where the engine reads it; `value` is the engine's own handle."""
+
+    value: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+Feed = Array | Placed
 
 
 class Engine(Protocol):
     """One component (text encoder, UNet, VAE half) ready to run.
 
     `run` checks dtype, shape and completeness of `feeds` against `inputs` (EngineError), runs the graph, and returns
-    every output by name as a numpy array that the caller owns.  Not reentrant: one call at a time per engine.
+    every output by name as a numpy array that the caller owns.  `place` puts an input that several runs share where the
+    graph reads it, once.
     """
 
     @property
@@ -21,6 +37,8 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+    def place(self, name: str, array: Array) -> Feed: ...
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]: ...
 
     def close(self) -> None: ...
