@@ -12,7 +12,7 @@ ready() {
     PY=$PWD/.venv/bin/python
     key=$( { echo "$PWD"; "$base" -V; cat pyproject.toml scripts/constraints.txt; } | sha256sum)
     [ "$(cat ".venv/installed-$extras" 2>/dev/null)" = "$key" ] && return
-    echo "installing sd-lean[$extrass] into .venv (several minutes and gigabytes the first time: torch)"
+    echo "installing sd-lean[$extras] into .venv (several minutes and gigabytes the first time: torch)"
     "$base" -m venv .venv
     "$PY" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".[$extras]"
     echo "$key" >".venv/installed-$extras"
