@@ -76,8 +76,11 @@ class Bundle:
             raise BundleError(f"{name} in bundle {self.root} leads out of the bundle", got=str(path.resolve()))
         return path
 
-    def has(self, name: str) -> bool:
-        return name in self.manifest.files
+    def under(self, folder: str) -> dict[str, str]:
+        """The listed files directly in `folder`: file name → path in the bundle."""
+        prefix = f"{folder}/"
+        names = [name for name in self.manifest.files if name.startswith(prefix)]
+        return {name[len(prefix) :]: name for name in names if "/" not in name[len(prefix) :]}
 
     def read(self, name: str) -> bytes:
         """The bytes of a small file, verified; what is returned is what was hashed."""

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from .errors import UsageError
 from .manifest import Defaults
+from .noise import check_seed
 
 MAX_STEPS = 1000
 MAX_PICTURES = 1000
 MAX_GUIDANCE = 100.0
-SEEDS = "whole numbers from -2^63 to 2^64 - 1"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Request:
         _same_length("negative_prompt", len(self.negative_prompts), len(self.prompts))
         _same_length("seed", len(self.seeds), self.num_images)
         for seed in self.seeds:
-            _integer("seed", seed, -(2**63), 2**64 - 1, accepted=SEEDS)
+            check_seed(seed)
         _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
         _number("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
@@ -140,8 +140,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbelow(2**32)
     if isinstance(seed, numbers.Integral):
-        first = int(seed)
-        _integer("seed", seed, -(2**63), 2**64 - count, accepted=SEEDS)
+        first = check_seed(seed)
         return tuple(range(first, first + count))
     return _sequence("seed", seed)
 
@@ -157,10 +156,10 @@ def _same_length(name: str, got: int, wanted: int) -> None:
         raise UsageError(f"number of {name}s", got=got, accepted=f"1 or {wanted}, one for each")
 
 
-def _integer(name: str, value: object, low: int, high: int, *, accepted: str | None = None) -> None:
+def _integer(name: str, value: object, low: int, high: int) -> None:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise UsageError(name, got=value, accepted=accepted or f"whole numbers from {low} to {high}")
+        raise UsageError(name, got=value, accepted=f"whole numbers from {low} to {high}")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:

@@ -1,0 +1,259 @@
+"""From prompt to picture: the one file that sees all parts.
+
+    prompt ─tokens─▶ embeddings (B, T, D) ─▶ latents (B, 4, h, w), denoised step by step ─▶ picture (B, 3, 8h, 8w)
+
+`Pipeline.load(bundle)` once, then call it: `pipe("a red star", seed=7).images[0]`.  For progress, previews and
+cancelling, `pipe.start(request)` returns a `Generation`: iterate over its steps, then ask for its `result()`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from .bundle import Bundle, find_bundle
+from .components import Components
+from .denoise import Guidance, denoise
+from .engines.onnxruntime import choose_device
+from .errors import NumericalError, UsageError
+from .manifest import Manifest
+from .noise import NoiseSource
+from .prompt import PromptEmbeddings, Tokenizer, encode_prompts
+from .request import Request, make_request
+from .result import Result, Step, Timings
+from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
+from .schema import parse_json
+from .tensor import Array, Dim, all_finite
+
+
+class Pipeline:
+    """A bundle's engines, tokenizer and scheduler, ready to draw.  A context manager: leaving it frees the engines."""
+
+    def __init__(
+        self, bundle: Bundle, components: Components, tokenizer: Tokenizer, scheduler_config: SchedulerConfig
+    ) -> None:
+        """Use `Pipeline.load`; the parts are taken apart here for tests and embedders."""
+        self.bundle, self.components, self.tokenizer = bundle, components, tokenizer
+        self.scheduler_config = scheduler_config
+
+    @classmethod
+    def load(cls, bundle: str | Path | None = None, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Pipeline:
+        """Open a bundle (a folder, or the name of an exported model; None: the only one there is) and load its engines.
+
+        Errors: BundleError (missing, damaged), DependencyError (no engine library), EngineError, UsageError (device)."""
+        opened = Bundle.open(find_bundle(None if bundle is None else str(bundle)))
+        components = Components(opened, choose_device(device))
+        components.preload()
+        tokenizer = Tokenizer.from_files({name: opened.read(name) for name in opened.under("tokenizer")})
+        scheduler = parse_json(opened.read("scheduler/scheduler_config.json"), "scheduler_config.json")
+        return cls(opened, components, tokenizer, SchedulerConfig.from_dict(scheduler))
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        eta: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        scheduler: str | None = None,
+        rng: Literal["cpu", "cuda"] = "cpu",
+        prompt_weighting: bool = True,
+        truncate: bool = False,
+        latents: Array | None = None,
+        callback: Callable[[Step], object] | None = None,
+    ) -> Result:
+        """Draw pictures; argument names are diffusers', ranges are in `Request`, None means the bundle's own default.
+
+        latents: (B, 4, height/8, width/8) float32 unit noise to start from instead of the seeds' noise.
+        callback: called after every step; return False to stop early and get the picture as far as it came.
+        """
+        request = make_request(
+            self.manifest.defaults,
+            prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            seed=seed,
+            num_images_per_prompt=num_images_per_prompt,
+            height=height,
+            width=width,
+            scheduler=scheduler,
+            rng=rng,
+            prompt_weighting=prompt_weighting,
+            truncate=truncate,
+        )
+        generation = self.start(request, latents=latents)
+        for step in generation:
+            if callback is not None and callback(step) is False:
+                generation.stop()
+        return generation.result()
+
+    def start(self, request: Request, *, latents: Array | None = None) -> Generation:
+        """Check a request against this bundle and encode its prompts; the steps run as the Generation is iterated."""
+        self._check_size(request)
+        if latents is not None:
+            expected = (request.num_images, *self.latent_shape(request))
+            if latents.shape != expected or latents.dtype != np.float32:
+                got = f"{latents.dtype}{latents.shape}"
+                raise UsageError("latents", got=got, accepted=f"float32{expected}")
+        return Generation(self, request, latents)
+
+    def plan(self, request: Request) -> SamplingPlan:
+        config = self.scheduler_config
+        if request.scheduler is not None:
+            config = config.switched(resolve(request.scheduler))
+        return make_plan(config, request.num_inference_steps, eta=request.eta)
+
+    def encode_prompts(self, request: Request) -> PromptEmbeddings:
+        return encode_prompts(
+            self.components.engine("text_encoder"),
+            self.tokenizer,
+            request.prompts,
+            request.negative_prompts if request.guided else None,
+            weighting=request.prompt_weighting,
+            truncate=request.truncate,
+        )
+
+    def decode_latents(self, latents: Array) -> Array:
+        """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples in about [-1, 1], one picture at a time."""
+        decoder, scale = self.components.engine("vae_decoder"), np.float32(self.manifest.latent.scaling_factor)
+        samples = [decoder.run({"latent_sample": one[None] / scale})["sample"] for one in latents]
+        for index, sample in enumerate(samples):
+            if not all_finite(sample):
+                raise NumericalError(
+                    f"VAE decoder output of picture {index + 1}",
+                    got="NaN or infinity",
+                    remedy="export the bundle with --precision fp32",
+                )
+        return np.concatenate(samples)
+
+    def latent_shape(self, request: Request) -> tuple[int, int, int]:
+        latent = self.manifest.latent
+        return latent.channels, request.height // latent.pixels, request.width // latent.pixels
+
+    def _check_size(self, request: Request) -> None:
+        _, _, rows, columns = self._unet_shape()
+        for name, size, axis in (("height", request.height, rows), ("width", request.width, columns)):
+            pixels = self.manifest.latent.pixels
+            low, high = axis.min * pixels, axis.max * pixels
+            if size % pixels or not low <= size <= high:
+                nearest = min(max(round(size / pixels) * pixels, low), high)
+                accepted = f"multiples of {pixels} from {low} to {high}"
+                raise UsageError(name, got=size, accepted=accepted, remedy=f"nearest: {nearest}")
+
+    def _unet_shape(self) -> tuple[Dim, int, Dim, Dim]:
+        """The range of the UNet's input: rows, channels, height and width in latent cells."""
+        (spec,) = (s for s in self.components.engine("unet").inputs if s.name == "sample")
+        batch, channels, height, width = spec.shape
+        fixed = [
+            axis if isinstance(axis, Dim) else Dim(name, axis, axis, axis)
+            for name, axis in (("batch", batch), ("height", height), ("width", width))
+        ]
+        assert isinstance(channels, int)
+        return fixed[0], channels, fixed[1], fixed[2]
+
+    def batches(self, request: Request) -> list[range]:
+        """The request's pictures in batches that the UNet takes; guidance needs two rows a picture."""
+        size = max(self._unet_shape()[0].max // (2 if request.guided else 1), 1)
+        return [range(i, min(i + size, request.num_images)) for i in range(0, request.num_images, size)]
+
+    def close(self) -> None:
+        self.components.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Generation:
+    """A request being drawn.  Iterate for its steps, then ask for the `result()`, which runs what steps remain.
+
+    Nothing runs but inside `next()` and `result()`: dropping the object cancels the work, and after `stop()` the result
+    is the pictures begun so far, as far as they came.
+    """
+
+    def __init__(self, pipeline: Pipeline, request: Request, latents: Array | None = None) -> None:
+        self._pipeline, self.request = pipeline, request
+        started = time.perf_counter()
+        self._embeddings = pipeline.encode_prompts(request)  # (P, T, D) for P prompts
+        self._encode_seconds, self._denoise_seconds = time.perf_counter() - started, 0.0
+        self._plan = pipeline.plan(request)
+        self._batches = pipeline.batches(request)
+        self._latents: list[Array] = []  # of finished batches, and of the one under way
+        self._steps = self._run(latents)
+
+    def __len__(self) -> int:
+        """The number of steps (UNet evaluations) in all."""
+        return len(self._batches) * len(self._plan.timesteps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        started = time.perf_counter()
+        try:
+            return next(self._steps)
+        finally:
+            self._denoise_seconds += time.perf_counter() - started
+
+    def _run(self, latents: Array | None) -> Generator[Step]:
+        """The whole flow of the latents, batch by batch."""
+        request, pipeline, plan = self.request, self._pipeline, self._plan
+        image_shape = pipeline.latent_shape(request)  # (4, h, w)
+        guidance = Guidance(request.guidance_scale, request.guidance_rescale)
+        for number, images in enumerate(self._batches):
+            noise = NoiseSource([request.seeds[i] for i in images], request.rng)
+            unit = noise.draw(image_shape) if latents is None else latents[images.start : images.stop]  # (B, 4, h, w)
+            first = unit * np.float32(plan.init_noise_scale)  # (B, 4, h, w), the UNet's first input
+            hidden = self._embeddings.rows([i // request.num_images_per_prompt for i in images])  # (B or 2B, T, D)
+            self._latents.append(first)
+            for done in denoise(pipeline.components.engine("unet"), plan, first, hidden, guidance, noise):
+                self._latents[-1] = done.latents
+                index = number * len(plan.timesteps) + done.index
+                yield Step(index, len(self), images, done.timestep, done.latents)
+
+    def stop(self) -> None:
+        """No further step is run."""
+        self._steps.close()
+
+    def latents(self) -> Array:
+        """(B, 4, h, w) float32 latents of every picture begun so far, as far as they came."""
+        return np.concatenate(self._latents)
+
+    def result(self) -> Result:
+        """Run what steps remain and decode.  NumericalError rather than a black picture."""
+        for _ in self:
+            pass
+        latents = self.latents()  # (B, 4, h, w)
+        started = time.perf_counter()
+        samples = self._pipeline.decode_latents(latents)  # (B, 3, 8h, 8w)
+        decode_seconds = time.perf_counter() - started
+        return Result(
+            request=self.request,
+            samples=samples,
+            latents=latents,
+            seeds=self.request.seeds[: len(latents)],
+            timings=Timings(self._encode_seconds, self._denoise_seconds, decode_seconds),
+            truncated=self._embeddings.truncated,
+        )

@@ -1,0 +1,159 @@
+"""bundle and manifest: what is listed is there, unchanged, and inside the folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sd_runtime import manifest as manifest_module
+from sd_runtime.bundle import Bundle, find_bundle
+from sd_runtime.errors import BundleError
+from sd_runtime.manifest import (
+    MANIFEST,
+    Component,
+    Defaults,
+    Graph,
+    Latent,
+    Manifest,
+    Source,
+    check_relative,
+    record_file,
+)
+from sd_runtime.tensor import Dim, TensorSpec
+
+
+def write_bundle(root: Path, files: dict[str, bytes]) -> Manifest:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    spec = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
+    manifest = Manifest(
+        name=root.name,
+        source=Source("owner/model", "abc", {"unet/model.safetensors": "00"}),
+        precision="fp32",
+        latent=Latent(4, 8, 0.18215),
+        defaults=Defaults(50, 7.5, 512, 512),
+        components={"unet": Component("unet/w.safetensors", {"plain": Graph("unet/model.onnx", (spec,), (spec,))})},
+        files={name: record_file(root / name) for name in files},
+    )
+    (root / MANIFEST).write_bytes(manifest.to_bytes())
+    return manifest
+
+
+FILES = {"unet/w.safetensors": bytes(range(256)) * 40, "unet/model.onnx": b"graph", "empty": b""}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    write_bundle(folder, FILES)
+    return folder
+
+
+def test_round_trip(root: Path) -> None:
+    bundle = Bundle.open(root)
+    assert Manifest.from_bytes(bundle.manifest.to_bytes()) == bundle.manifest
+    assert bundle.read("unet/model.onnx") == b"graph"
+    assert bundle.read("empty") == b""
+    bundle.verify(FILES)
+    assert bundle.under("unet") == {"w.safetensors": "unet/w.safetensors", "model.onnx": "unet/model.onnx"}
+
+
+def test_all_missing_files_in_one_error(root: Path) -> None:
+    for name in ("unet/model.onnx", "empty"):
+        (root / name).unlink()
+    with pytest.raises(BundleError, match=r"missing unet/model\.onnx, empty.*sd-export --model owner/model --force"):
+        Bundle.open(root)
+
+
+def test_truncated_file_is_found_on_opening(root: Path) -> None:
+    (root / "unet/w.safetensors").write_bytes(b"short")
+    with pytest.raises(BundleError, match=r"unet/w\.safetensors \(5 bytes, declared 10240\)"):
+        Bundle.open(root)
+
+
+@pytest.mark.parametrize("position", [0, 5000, 10239])
+def test_one_flipped_bit(root: Path, position: int) -> None:
+    data = bytearray(FILES["unet/w.safetensors"])
+    data[position] ^= 1
+    (root / "unet/w.safetensors").write_bytes(bytes(data))
+    bundle = Bundle.open(root)
+    for check in (lambda: bundle.verify(["unet/w.safetensors"]), lambda: bundle.read("unet/w.safetensors")):
+        with pytest.raises(BundleError, match=r"unet/w\.safetensors .* damaged"):
+            check()
+
+
+def test_chunks_cover_the_whole_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (manifest_module, __import__("sd_runtime.bundle", fromlist=["CHUNK"])):
+        monkeypatch.setattr(module, "CHUNK", 1000)
+    write_bundle(root, FILES)
+    bundle = Bundle.open(root)
+    assert len(bundle.manifest.files["unet/w.safetensors"].sha256) == 11
+    bundle.verify(FILES)
+    assert bundle.read("unet/w.safetensors") == FILES["unet/w.safetensors"]
+
+
+def test_symlink_out_of_the_bundle(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"graph")
+    (root / "unet/model.onnx").unlink()
+    (root / "unet/model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        Bundle.open(root)
+
+
+@given(st.text(alphabet="ab./\\\0:", max_size=12))
+def test_no_manifest_path_leads_out(path: str) -> None:
+    try:
+        check_relative(path)
+    except BundleError:
+        return
+    assert not Path(path).is_absolute()
+    assert os.path.normpath(f"/b/{path}").startswith("/b")
+
+
+def test_hostile_path_in_manifest(root: Path) -> None:
+    manifest = Bundle.open(root).manifest
+    bad = replace(manifest, files={"../secret": manifest.files["empty"]})
+    (root / MANIFEST).write_bytes(bad.to_bytes())
+    with pytest.raises(BundleError, match=r"\.\./secret"):
+        Bundle.open(root)
+
+
+def test_other_schema_version(root: Path) -> None:
+    text = (root / MANIFEST).read_text().replace('"schema_version": 1', '"schema_version": 99')
+    (root / MANIFEST).write_text(text)
+    with pytest.raises(BundleError, match="schema_version: got 99, accepted 1"):
+        Bundle.open(root)
+
+
+def test_unknown_component_and_form(root: Path) -> None:
+    bundle = Bundle.open(root)
+    with pytest.raises(BundleError, match="has no vae_encoder"):
+        bundle.component("vae_encoder")
+    with pytest.raises(BundleError, match="got fast, accepted plain"):
+        bundle.component("unet").graph("fast")
+
+
+def test_find_by_name_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path))
+    with pytest.raises(BundleError, match="sd-export --model demo"):
+        find_bundle(None)
+    write_bundle(tmp_path / "bundles" / "one", FILES)
+    assert find_bundle(None) == find_bundle("one") == find_bundle("owner/one") == tmp_path / "bundles" / "one"
+    assert find_bundle(str(tmp_path / "bundles" / "one")) == tmp_path / "bundles" / "one"
+    write_bundle(tmp_path / "bundles" / "two", FILES)
+    with pytest.raises(BundleError, match="one, two"):
+        find_bundle(None)
+    with pytest.raises(BundleError, match="got three, accepted exported: one, two"):
+        find_bundle("three")
+
+
+def test_folder_without_manifest(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle here"):
+        Bundle.open(tmp_path)
