@@ -49,7 +49,7 @@ class Pipeline:
         opened = Bundle.open(find_bundle(None if bundle is None else str(bundle)))
         components = Components(opened, choose_device(device))
         components.preload()
-        tokenizer = Tokenizer.from_files({name: opened.read(name) for name in opened.under("tokenizer")})
+        tokenizer = Tokenizer.from_bytes({name: opened.read(path) for name, path in opened.under("tokenizer").items()})
         scheduler = parse_json(opened.read("scheduler/scheduler_config.json"), "scheduler_config.json")
         return cls(opened, components, tokenizer, SchedulerConfig.from_dict(scheduler))
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from .errors import UsageError
 from .manifest import Defaults
 from .noise import check_seed
+from .prompt.tokenizer import check_text
 
 MAX_STEPS = 1000
 MAX_PICTURES = 1000
@@ -55,9 +56,9 @@ class Request:
         _integer("number of prompts", len(self.prompts), 1, MAX_PICTURES)
         _integer("number of pictures", self.num_images, 1, MAX_PICTURES)
         for prompt in self.prompts:
-            _text("prompt", prompt)
+            check_text(prompt)
         for prompt in self.negative_prompts:
-            _text("negative_prompt", prompt)
+            check_text(prompt, "negative_prompt")
         _same_length("negative_prompt", len(self.negative_prompts), len(self.prompts))
         _same_length("seed", len(self.seeds), self.num_images)
         for seed in self.seeds:
@@ -166,12 +167,3 @@ def _number(name: str, value: object, low: float, high: float) -> None:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]
         raise UsageError(name, got=value, accepted=f"numbers from {low:g} to {high:g}")
-
-
-def _text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise UsageError(name, got=value, accepted="text (str)")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(f"{name}: lone surrogate at character {error.start}", accepted="Unicode text") from error
