@@ -1,0 +1,110 @@
+"""Prompts → encoder_hidden_states, what the UNet's cross-attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..engines.protocol import Engine
+from ..errors import NumericalError
+from ..tensor import Array, Dim, all_finite
+from .chunks import Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
+from .tokenizer import Tokenizer, check_text
+from .weights import parse_weights
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Encoded prompts, all padded to the same number of chunks.
+
+    positive                        (P, 77·chunks, D) float32, one row a prompt
+    negative                        the same for the negative prompts, None without guidance
+    truncated, negative_truncated   per prompt the text that `truncate` dropped, "" where none
+    """
+
+    positive: Array
+    negative: Array | None
+    truncated: tuple[str, ...]
+    negative_truncated: tuple[str, ...] = ()
+
+    def rows(self, prompts: Sequence[int]) -> Array:
+        """(B, 77·chunks, D) for a batch whose picture i shows prompts[i], or (2B, …), the negative ones first."""
+        positive = self.positive[list(prompts)]
+        return positive if self.negative is None else np.concatenate([self.negative[list(prompts)], positive])
+
+
+def encode_prompts(
+    text_encoder: Engine,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str] | None = None,
+    *,
+    weighting: bool = True,
+    truncate: bool = False,
+) -> PromptEmbeddings:
+    """Encode prompts, and as many negative prompts if there is guidance.
+
+    `weighting` reads AUTOMATIC1111's syntax (see `weights`), else brackets are text; `truncate` keeps 77 tokens of
+    each prompt where otherwise chunks are added.  A plain prompt of up to 75 tokens gives what diffusers' encode_prompt
+    gives.
+
+    Errors: UsageError (not text, too long, bad weight), EngineError, NumericalError (the text encoder overflowed).
+    """
+    for name, texts in (("prompt", prompts), ("negative_prompt", negative_prompts or ())):
+        for text in texts:
+            check_text(text, name)
+
+    def tokenize(text: str) -> TokenizedPrompt:
+        fragments = parse_weights(text) if weighting else [(text, 1.0)]
+        return tokenize_prompt(tokenizer, fragments, truncate=truncate)
+
+    positive = [tokenize(text) for text in prompts]
+    negative = [tokenize(text) for text in negative_prompts or ()]
+    count = max(len(prompt.chunks) for prompt in [*positive, *negative])
+    filler = empty_chunk(tokenizer)
+    padded = [prompt.chunks + (filler,) * (count - len(prompt.chunks)) for prompt in [*positive, *negative]]
+    hidden = encode_chunks(text_encoder, [chunk for chunks in padded for chunk in chunks])  # (rows·chunks, 77, D)
+    hidden = hidden.reshape(len(padded), -1, hidden.shape[-1])  # (rows, 77·chunks, D)
+    return PromptEmbeddings(
+        hidden[: len(positive)],
+        hidden[len(positive) :] if negative_prompts is not None else None,
+        tuple(prompt.truncated for prompt in positive),
+        tuple(prompt.truncated for prompt in negative),
+    )
+
+
+def encode_chunks(text_encoder: Engine, chunks: Sequence[Chunk]) -> Array:
+    """(len(chunks), 77, D) float32: the text encoder's last hidden states, weighted.  It sees no row of ids twice."""
+    distinct = {chunk.ids: None for chunk in chunks}
+    index = {ids: row for row, ids in enumerate(distinct)}
+    hidden = _last_hidden_state(text_encoder, distinct)
+    if not all_finite(hidden):
+        raise NumericalError("text encoder", got="NaN or infinity", remedy="export the bundle with --precision fp32")
+    rows = [hidden[index[chunk.ids]] for chunk in chunks]
+    return np.stack(
+        [weigh(row, chunk.weights) if chunk.weighted else row for row, chunk in zip(rows, chunks, strict=True)]
+    )
+
+
+def weigh(hidden: Array, weights: Sequence[float]) -> Array:
+    """Scale each token's embedding (77, D) by its weight, then all of them so that their mean is what it was.
+
+    AUTOMATIC1111's `EmphasisOriginal`, modules/sd_emphasis.py.  NumericalError where the weights cancel out."""
+    weighted = hidden * np.asarray(weights, np.float32)[:, None]
+    before, after = hidden.mean(dtype=np.float64), weighted.mean(dtype=np.float64)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        restored: Array = weighted * np.float32(before / after)
+    if not all_finite(restored):
+        raise NumericalError("prompt weights cancel each other out", remedy="use weights closer to 1")
+    return restored
+
+
+def _last_hidden_state(text_encoder: Engine, rows: Iterable[Sequence[int]]) -> Array:
+    """Run the text encoder on rows of 77 ids, as many at a time as it takes."""
+    ids = np.array(list(rows), np.int64)  # (n, 77)
+    (spec,) = text_encoder.inputs
+    batch = spec.shape[0].max if isinstance(spec.shape[0], Dim) else spec.shape[0]
+    parts = [text_encoder.run({spec.name: ids[i : i + batch]})["last_hidden_state"] for i in range(0, len(ids), batch)]
+    return np.concatenate(parts)

@@ -1,0 +1,206 @@
+"""CLIP's byte-pair tokenizer: text → token ids, equal to those of transformers' CLIPTokenizer.
+
+    "A Dog's ball!"
+      → normalize   a dog's ball!                    NFC, white space to one blank, lower case
+      → pieces      a  dog  's  ball  !              contractions, runs of letters, single digits, runs of the rest
+      → symbols     d o g</w>                        one per UTF-8 byte, the last one marked as the end of a word
+      → merges      do g</w> → dog</w>               the learnt pairs, most frequent first, until none applies
+      → ids         320 1929 568 2420 256
+
+Byte-pair encoding: Sennrich, Haddow and Birch, "Neural Machine Translation of Rare Words with Subword Units", 2016
+(arXiv 1508.07909).  Bytes as its alphabet: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from pathlib import Path
+
+from ..errors import BundleError, UsageError
+from .vocabulary import Vocabulary, read_folder, read_vocabulary
+
+END_OF_WORD = "</w>"
+CACHED_WORDS, CACHED_LENGTH = 1 << 14, 64  # how many words are remembered, and the longest of them in characters
+
+# Unicode's White_Space; Python's \s also takes U+001C to U+001F.
+BLANKS = re.compile("[\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-in for each of the 256 bytes: itself where Latin-1 prints it, else from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+ALPHABET = byte_alphabet()
+
+
+class Kinds(dict[int, str]):
+    """Code point → one character that tells PIECE what it is: L a letter, N a number, blank, or ! anything else.
+
+    A str.translate table that fills itself.  Python's re knows no \\p{L}, hence this detour."""
+
+    def __missing__(self, code: int) -> str:
+        category = unicodedata.category(chr(code))[0]
+        self[code] = " " if BLANKS.match(chr(code)) else category if category in "LN" else "!"
+        return self[code]
+
+
+# Characters that PIECE must tell apart stand for themselves.
+KINDS = Kinds({ord(c): c for c in "abcdefghijklmnopqrstuvwxyz'<|>"})
+PIECE = re.compile(r"(<\|)((?:start|end)oftext)(\|>)|('(?:s|t|re|ve|m|ll|d)|[a-zL]+|N|[!'<|>]+)")
+
+
+def normalize(text: str) -> str:
+    """NFC, runs of white space to one blank, lower case letter by letter.
+
+    "Letter by letter" leaves Greek's final sigma out, the only rule of str.lower() that looks at the neighbours."""
+    return BLANKS.sub(" ", unicodedata.normalize("NFC", text)).replace("Σ", "σ").lower()
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut normalised text into the runs within which pairs merge; white space falls out.
+
+    "<|startoftext|>" comes in three: it gets here only where it is not a special token (because it was typed in
+    capitals, say), and then the reference cuts it out as a whole before it cuts between letters and the rest."""
+    for match in PIECE.finditer(text.translate(KINDS)):
+        for group in range(1, 5) if match.lastindex == 3 else (4,):
+            if match.start(group) >= 0:
+                yield text[match.start(group) : match.end(group)]
+
+
+def symbols(piece: str) -> list[str]:
+    """A piece as BPE starts from it: one symbol per UTF-8 byte, the last marked as the end of a word."""
+    word = list(piece.encode().decode("latin-1").translate(ALPHABET))
+    word[-1] += END_OF_WORD
+    return word
+
+
+def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> list[str]:
+    """Apply the learnt `merges` ("left right", first ones first) to the symbols of one word.
+
+    The textbook loop, "find the best pair, join it everywhere, look again", is quadratic in the length of the word.
+    Here the places of every pair are kept by rank, and a join adds its two new neighbours: n symbols cost n joins at
+    most and O(n log n) time, however hostile the word.  A symbol has as many characters as bytes, so the one to its
+    right starts that many places on; only the way to the left needs a table.  Relies on what training guarantees: a
+    pair ranks after the joins that made its parts.
+    """
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for place, rank in enumerate(map(ranks.get, map(" ".join, pairwise(word)))):
+        if rank is not None:
+            places[rank].append(place)
+    at = [*word, *[""] * len(END_OF_WORD), ""]  # the symbol that starts at each place; "" right of the end
+    left = list(range(-1, len(at) - 1))  # where the symbol begins that ends before each place; at[-1] is "" as well
+    queue = list(places)
+    heapify(queue)
+    while queue:
+        rank = heappop(queue)
+        first, second = merges[rank].split(" ")
+        joined = first + second
+        for place in sorted(places.pop(rank)):
+            middle, end = place + len(first), place + len(joined)
+            if at[place] != first or at[middle] != second:
+                continue  # an earlier join took one of the two
+            at[place], at[middle], left[end] = joined, "", place
+            for start, pair in ((place, f"{joined} {at[end]}"), (left[place], f"{at[left[place]]} {joined}")):
+                new = ranks.get(pair)
+                if new is not None:
+                    if new not in places:
+                        heappush(queue, new)
+                    places[new].append(start)
+    return [symbol for symbol in at if symbol]
+
+
+def check_text(text: object, what: str = "prompt") -> None:
+    """UsageError unless `text` is a str of Unicode characters: lone surrogates have no UTF-8 form."""
+    if not isinstance(text, str):
+        raise UsageError(what, got=type(text).__name__, accepted="text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        raise UsageError(what, got=got, accepted="Unicode text without lone surrogates") from None
+
+
+class AddedTokens:
+    """Finds added tokens in text: the leftmost first, of several there the longest."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self._ids = ids
+        longest_first = sorted(map(re.escape, ids), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(longest_first)})") if ids else None
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The ids of added tokens, and the text before, between and after them."""
+        for i, part in enumerate(self._pattern.split(text) if self._pattern else [text]):
+            yield self._ids[part] if i % 2 else part
+
+
+class Tokenizer:
+    """Text → token ids.  Immutable once made, and safe to use from several threads.
+
+    `bos_id` and `eos_id` frame a prompt, `pad_id` fills it up (SD 1.x pads with the end token, SD 2.x with "!"), and
+    `unk_id` stands for bytes that the vocabulary lacks.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        ids, added = vocabulary.ids, vocabulary.added
+        self._ids, self._merges = ids, vocabulary.merges
+        self._ranks = dict(zip(self._merges, range(len(self._merges)), strict=True))
+        roles = (vocabulary.bos, vocabulary.eos, vocabulary.pad, vocabulary.unk)
+        self.bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[token] for token in roles)
+        self._typed = AddedTokens({t.content: ids[t.content] for t in added if not t.normalized})
+        self._normalized = AddedTokens({normalize(t.content): ids[t.content] for t in added if t.normalized})
+        self._remembered_word = lru_cache(CACHED_WORDS)(self._word)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read a tokenizer folder as transformers and diffusers write it."""
+        return cls.from_bytes(read_folder(Path(folder)))
+
+    @classmethod
+    def from_bytes(cls, files: Mapping[str, bytes]) -> Tokenizer:
+        """File name → content of a tokenizer folder; names other than `vocabulary.FILES` are ignored."""
+        return cls(read_vocabulary(files))
+
+    def encode(self, text: str) -> list[int]:
+        """`text` as token ids, without the begin and end tokens.  UsageError for non-text and lone surrogates."""
+        check_text(text)
+        ids: list[int] = []
+        for typed in self._typed.split(text):
+            if isinstance(typed, int):
+                ids.append(typed)
+                continue
+            for part in self._normalized.split(normalize(typed)):
+                ids.extend([part] if isinstance(part, int) else self._plain(part))
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Token ids as readable text: lower case, one blank after each word."""
+        texts = {index: token for token, index in self._ids.items()}
+        text = "".join(texts[index] for index in ids).replace(END_OF_WORD, " ")
+        bytes_of = {symbol: bytes([byte]) for byte, symbol in ALPHABET.items()}
+        return b"".join(bytes_of.get(c) or c.encode() for c in text).decode("utf-8", "replace").strip()
+
+    def _plain(self, text: str) -> Iterator[int]:
+        """Ids of normalised text that holds no added token."""
+        for piece in pieces(text):
+            yield from self._remembered_word(piece) if len(piece) <= CACHED_LENGTH else self._word(piece)
+
+    def _word(self, piece: str) -> tuple[int, ...]:
+        return tuple(map(self._id, merge(symbols(piece), self._merges, self._ranks)))
+
+    def _id(self, symbol: str) -> int:
+        """A symbol's id.  A byte may be unknown; a join that is shows that vocabulary and merges do not match."""
+        if symbol in self._ids:
+            return self._ids[symbol]
+        if len(symbol.removesuffix(END_OF_WORD)) > 1:
+            raise BundleError(f"tokenizer: merges.txt makes the token {symbol!r}, which vocab.json lacks")
+        return self.unk_id

@@ -1,0 +1,97 @@
+r"""AUTOMATIC1111's prompt syntax → fragments of text, each with a weight.
+
+    (word)          weight × 1.1, once more for each further level of brackets
+    [word]          weight ÷ 1.1
+    (word:1.3)      weight × 1.3
+    BREAK           the rest goes to a new chunk of the text encoder; outside brackets only
+    \( \) \[ \] \\  the character itself
+
+Behaves as `parse_prompt_attention` in modules/prompt_parser.py of github.com/AUTOMATIC1111/stable-diffusion-webui:
+brackets left open reach to the end, closing brackets that match nothing are text, and round and square brackets do not
+see each other.  Two things differ, both where the original breaks down: weights that are no number are an error, and
+so are more than MAX_DEPTH brackets open at once (the time would grow with their square).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import groupby
+
+from ..errors import UsageError
+
+Fragment = tuple[str, float]
+
+LEVEL = 1.1
+BREAK: Fragment = ("BREAK", -1.0)
+MAX_DEPTH = 100
+
+PATTERN = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
+
+
+def parse_weights(prompt: str) -> list[Fragment]:
+    """`prompt` as (text, weight) in order; a BREAK is the fragment `BREAK`.  At least one fragment, "" for no text."""
+    texts: list[str] = []
+    weights: list[float] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # where each open bracket's text starts in `texts`
+
+    def scale(start: int, factor: float) -> None:
+        weights[start:] = [weight * factor for weight in weights[start:]]
+
+    for match in PATTERN.finditer(prompt):
+        text, number = match[0], match[1]
+        if text.startswith("\\"):
+            fragments = [(text[1:], 1.0)]
+        elif text in opened:
+            opened[text].append(len(texts))
+            _check_depth(len(opened["("]) + len(opened["["]))
+            continue
+        elif number is not None and opened["("]:
+            scale(opened["("].pop(), _number(number))
+            continue
+        elif text == ")" and opened["("]:
+            scale(opened["("].pop(), LEVEL)
+            continue
+        elif text == "]" and opened["["]:
+            scale(opened["["].pop(), 1 / LEVEL)
+            continue
+        else:
+            fragments = split_breaks(text)
+        texts += [text for text, _ in fragments]
+        weights += [weight for _, weight in fragments]
+    for start in opened["("]:
+        scale(start, LEVEL)
+    for start in opened["["]:
+        scale(start, 1 / LEVEL)
+    return _joined(texts, weights) or [("", 1.0)]
+
+
+def split_breaks(text: str) -> list[Fragment]:
+    """`text` without syntax, cut at each BREAK; the white space around a BREAK goes with it."""
+    first, *others = re.split(r"\bBREAK\b", text)
+    fragments = [(first.rstrip() if others else first, 1.0)]
+    for i, part in enumerate(others, 1):
+        fragments += [BREAK, (part.strip() if i < len(others) else part.lstrip(), 1.0)]
+    return fragments
+
+
+def _joined(texts: list[str], weights: list[float]) -> list[Fragment]:
+    """Neighbours of equal weight become one fragment: words must not be cut where an escape was."""
+    runs = groupby(zip(texts, weights, strict=True), key=lambda fragment: fragment[1])
+    return [("".join(text for text, _ in run), weight) for weight, run in runs]
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= 100:
+        raise UsageError("prompt: weight", got=text, accepted="numbers from -100 to 100")
+    return value
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        remedy = r"write \( for a bracket that is meant as text"
+        raise UsageError("prompt: open brackets", got=depth, accepted=f"at most {MAX_DEPTH}", remedy=remedy)
