@@ -1,0 +1,55 @@
+"""sd-export: flags → ExportRequest → export().  Nothing heavy is imported before the flags are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sd_runtime.arguments import ArgumentParser
+from sd_runtime.console import run
+
+from .request import COMPONENTS, PRECISIONS, ExportRequest
+
+EPILOG = """examples:
+  sd-export --model demo
+  sd-export --model stable-diffusion-v1-5/stable-diffusion-v1-5 --precision fp16
+  sd-export --model my-model.safetensors --output bundles/my-model
+
+The model goes where sd-run finds it by name, unless --output says otherwise: to bundles/ under $SD_LEAN_HOME, by
+default the user data directory.  A bundle that is complete and made from the same files is left as it is.
+"""
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "sd-export", "Export a Stable Diffusion checkpoint to a bundle that sd-run draws with.", EPILOG
+    )
+    add = parser.add_argument
+    model = "demo, a Hugging Face id, a folder in diffusers layout, or a single .safetensors file"
+    add("--model", required=True, metavar="MODEL", help=model)
+    add("--output", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name among your bundles)")
+    add("--precision", default="fp32", choices=PRECISIONS, help="of weights and arithmetic (default: fp32)")
+    add("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    add("--components", metavar="A,B", help=f"export only these (default: {','.join(COMPONENTS)})")
+    add("--force", action="store_true", help="replace a bundle that is already there")
+    add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run("sd-export", lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
+    request = ExportRequest(
+        model=args.model,
+        output=args.output,
+        precision=args.precision,
+        revision=args.revision,
+        components=tuple(args.components.split(",")) if args.components is not None else COMPONENTS,
+        force=args.force,
+    )
+    from .stages import export
+
+    print(export(request, quiet=args.quiet))

@@ -1,0 +1,68 @@
+"""The networks as they are traced: tensors in, tensors out, nothing that the picture does not need.
+
+Submodules sit under the names that they have in a checkpoint, so that the exported weights keep the checkpoint's keys.
+The parameters' names at the edge are those of `signature`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TextEncoder(nn.Module):
+    """CLIPTextModel: token ids → (last_hidden_state after the final norm, pooler_output at the first end token)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        # transformers ≤ 4 wraps the transformer in an attribute of this name, 5 is it; checkpoints always have it.
+        self.text_model = getattr(model, "text_model", model)
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.text_model(input_ids)
+        return output.last_hidden_state, output.pooler_output
+
+
+class UNet(nn.Module):
+    """UNet2DConditionModel: noisy latents (B, 4, h, w), timestep (1,), text (B, L, D) → model output (B, 4, h, w)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.unet = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return output
+
+
+class VAEDecoder(nn.Module):
+    """AutoencoderKL's decoder: unscaled latents (B, 4, h, w) → RGB (B, 3, 8 h, 8 w), not clipped."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.post_quant_conv = model.post_quant_conv if model.post_quant_conv is not None else nn.Identity()
+        self.decoder = model.decoder
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        sample: Tensor = self.decoder(self.post_quant_conv(latent_sample))
+        return sample
+
+
+class VAEEncoder(nn.Module):
+    """AutoencoderKL's encoder: RGB (B, 3, H, W) → mean and log variance (B, 8, H/8, W/8); who calls draws."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.quant_conv = model.quant_conv if model.quant_conv is not None else nn.Identity()
+
+    def forward(self, sample: Tensor) -> Tensor:
+        moments: Tensor = self.quant_conv(self.encoder(sample))
+        return moments
+
+
+def freeze(module: nn.Module) -> None:
+    """Put `module` into float32 and evaluation mode, without gradients."""
+    module.eval().to(torch.float32).requires_grad_(False)

@@ -1,0 +1,147 @@
+"""Publish a folder as a whole: built beside its target, synced to disk, then put in place by one rename.
+
+Whatever interrupts an export, the target is the old bundle, the new one, or not there: never a half.  Beside a target
+`demo` there may be `.demo.lock` (held while an export runs), `.demo.partial` (being built, or left by a killed export:
+the next one removes it) and, for a moment on file systems that cannot swap two folders, `.demo.old`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sd_runtime.errors import ExportError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextmanager
+def locked(target: Path, notice: Callable[[str], None]) -> Iterator[None]:
+    """Be the only export to `target` on this machine; wait for another one, after saying so through `notice`.
+
+    The system drops the lock when its holder dies.  What a killed export left beside `target` is cleaned up."""
+    from filelock import FileLock, Timeout
+
+    path = _beside(target, "lock")
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            notice(f"waiting for another export to {target} (process {_holder(path)})")
+            lock.acquire()
+    try:
+        with suppress(OSError):
+            path.write_text(str(os.getpid()))
+        _clean(target)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target` to build in; when the block ends well, it replaces `target`, else it is removed.
+
+    Call it under `locked`.  ExportError if the disk is full or the place is not writable."""
+    folder = _beside(target, "partial")
+    with _explained(target):
+        try:
+            folder.mkdir()
+            yield folder
+            _sync(folder)
+            _publish(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.parent / f".{target.name}.{what}"
+
+
+def _holder(lock: Path) -> str:
+    with suppress(OSError):
+        return lock.read_text() or "unknown"
+    return "unknown"
+
+
+def _clean(target: Path) -> None:
+    """Undo what a killed export left: a target set aside comes back, a partial folder goes."""
+    old = _beside(target, "old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for rest in (old, _beside(target, "partial")):
+        if rest.exists():
+            shutil.rmtree(rest)
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file of `folder`, then every folder, to the disk."""
+    for root, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _fsync(Path(root, name), os.O_RDWR)
+        _fsync_folder(Path(root))
+
+
+def _fsync_folder(folder: Path) -> None:
+    if sys.platform != "win32":  # which has no way to open a folder
+        _fsync(folder, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Put `folder` in the place of `target`; afterwards `folder` is the old target or gone."""
+    if not target.exists():
+        folder.rename(target)
+    elif not _swap(folder, target):
+        old = _beside(target, "old")
+        target.rename(old)
+        try:
+            folder.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old)
+    _fsync_folder(target.parent)
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step (Linux's renameat2); False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    at_fdcwd, rename_exchange = -100, 2
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc has it since 2.28
+    return swap is not None and swap(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """The operating system's refusals to write, as ExportErrors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            free = shutil.disk_usage(target.parent).free
+            what = f"no space left to write {target} ({error.strerror})"
+            remedy = "free some, or choose another place with --output"
+            raise ExportError(what, got=f"{free / 1e9:.1f} GB free", remedy=remedy) from error
+        if error.errno in _NOT_WRITABLE and error.filename and Path(error.filename).is_relative_to(target.parent):
+            what = f"cannot write {target} ({error.strerror})"
+            raise ExportError(what, remedy="choose another place with --output") from error
+        raise

@@ -1,0 +1,111 @@
+"""A float32 graph → the same graph in float16, typed throughout, for runtimes that take precision from the graph.
+
+Kept in float32: the graph's inputs and outputs (cast at the edge), what follows from the timestep up to the first
+matrix product (its sinusoids turn through thousands of radians), floats that are made from integers, and Resize's
+scales.  The statistics of normalisations stay float32 through the operators' own stash_type.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from sd_runtime.errors import ExportError
+
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+LARGEST = float(np.finfo(np.float16).max)  # 65504
+MASKED = -1e30  # attention masks hold about -FLT_MAX; they are clamped, not refused
+
+_PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
+_SHAPE_ONLY = frozenset({"Shape", "Size"})
+
+
+def to_float16(model: ir.Model) -> None:
+    """Convert `model` in place.  ExportError, when the weights are read, if one of them exceeds float16's range."""
+    graph = model.graph
+    wide = _float32_values(graph)
+    casts = _Casts(graph)
+    narrow_users: set[ir.Value] = set()
+    wide_users: set[ir.Value] = set()
+    for node in list(graph):
+        keeps = any(value in wide for value in node.outputs)
+        for position, value in enumerate(node.inputs):
+            if value is None or value.dtype not in (FLOAT, FLOAT16) or node.op_type in _SHAPE_ONLY:
+                continue
+            stays = keeps or (node.op_type == "Resize" and position > 0)
+            if value.is_initializer():
+                (wide_users if stays else narrow_users).add(value)
+            elif value.dtype != (FLOAT if stays else FLOAT16):
+                node.replace_input_with(position, casts.of(value, FLOAT if stays else FLOAT16))
+        for value in node.outputs:
+            if value.dtype == FLOAT and value not in wide:
+                value.dtype = FLOAT16
+    for value in narrow_users:
+        if value in wide_users:
+            raise ExportError(f"constant {value.name} is used in float32 and in float16")
+        _narrow(value)
+    for position, value in enumerate(graph.outputs):
+        if value.dtype == FLOAT16:
+            graph.outputs[position] = casts.at_output(value)
+
+
+def _float32_values(graph: ir.Graph) -> set[ir.Value]:
+    """The values computed in float32: they derive from the timestep, or from no float at all, without a product."""
+    wide = {value for value in graph.inputs if value.name == "timestep"}
+    for node in graph:
+        floats = [value for value in node.inputs if value is not None and value.dtype == FLOAT]
+        from_wide = any(value in wide for value in floats) and node.op_type not in _PRODUCTS
+        wide.update(value for value in node.outputs if value.dtype == FLOAT and (from_wide or not floats))
+    return wide
+
+
+class _Casts:
+    """The casts put into a graph, at most one for a value and type."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def of(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        """`value` cast to `dtype`, right after it is made."""
+        if (value, dtype) not in self._made:
+            node = cast(value, dtype)
+            producer = value.producer()
+            if producer is None:
+                self._graph.insert_before(self._graph[0], node)
+            else:
+                self._graph.insert_after(producer, node)
+            self._made[value, dtype] = node.outputs[0]
+        return self._made[value, dtype]
+
+    def at_output(self, value: ir.Value) -> ir.Value:
+        """The float32 value that takes the name of the graph's output `value`."""
+        name = value.name
+        value.name = f"{name}/float16"
+        node = cast(value, FLOAT, f"{name}/to_float")
+        node.outputs[0].name = name
+        self._graph.append(node)
+        return node.outputs[0]
+
+
+def cast(value: ir.Value, dtype: ir.DataType, name: str | None = None) -> ir.Node:
+    """A node that casts `value` to `dtype`; not yet in a graph."""
+    name = name or f"{value.name}/to_{dtype.name.lower()}"
+    node = ir.node("Cast", [value], {"to": dtype.value}, name=name)
+    output = node.outputs[0]
+    output.name, output.type, output.shape = name, ir.TensorType(dtype), value.shape
+    return node
+
+
+def _narrow(value: ir.Value) -> None:
+    """Make an initializer float16; its numbers are converted when they are read."""
+    tensor, shape = value.const_value, value.shape
+    assert tensor is not None and tensor.dtype == FLOAT and shape is not None
+
+    def convert() -> ir.TensorProtocol:
+        numbers = tensor.numpy()
+        if numbers.size and (high := float(np.max(numbers, where=numbers > MASKED, initial=0))) > LARGEST:
+            raise ExportError(f"weight {value.name} exceeds float16", got=high, accepted=f"up to {LARGEST:g}")
+        return ir.Tensor(np.clip(numbers, -LARGEST, LARGEST).astype(np.float16), name=value.name)
+
+    value.const_value = ir.LazyTensor(convert, FLOAT16, shape, name=value.name)
+    value.dtype = FLOAT16

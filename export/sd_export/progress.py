@@ -1,0 +1,91 @@
+"""What an export tells its user: a line for each stage with time and size; on a terminal also a bar that ticks."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+REFRESH = 0.5  # seconds; a trace computes for up to minutes without a word
+
+
+class Progress:
+    """Reports to `stream` (stderr unless said otherwise); `quiet` says nothing but notes."""
+
+    def __init__(self, stages: int = 0, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._quiet, self._stages = quiet, stages
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if not self._quiet and self._stream.isatty():
+            from tqdm import tqdm
+
+            style = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}]"
+            self._bar = tqdm(total=self._stages, file=self._stream, bar_format=style, leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    @contextmanager
+    def stage(self, what: str, output: Path | None = None) -> Iterator[None]:
+        """Time the block; afterwards report it, with the size of the file `output` that it made."""
+        start = time.perf_counter()
+        with self._ticking(what):
+            yield
+        size = f"  {describe_size(output.stat().st_size):>8}" if output is not None else ""
+        self._say(f"{what:<28}{time.perf_counter() - start:8.1f} s{size}")
+        if self._bar is not None:
+            self._bar.update()
+
+    def note(self, text: str) -> None:
+        """Something that the user should know at once, even when quiet."""
+        self._write(text)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    @contextmanager
+    def _ticking(self, what: str) -> Iterator[None]:
+        """Keep the bar's clock moving while the block computes."""
+        if self._bar is None:
+            yield
+            return
+        done = threading.Event()
+        bar = self._bar
+        bar.set_description_str(what)
+
+        def tick() -> None:
+            while not done.wait(REFRESH):
+                bar.refresh()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def describe_size(size: float) -> str:
+    """Bytes for people: 732 B, 14.2 MB, 3.4 GB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

@@ -1,0 +1,41 @@
+"""What to export: the flags of sd-export, validated.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_runtime.errors import UsageError
+from sd_runtime.manifest import Precision
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Export `model` to the folder `output`, or to the user's bundles under the model's name.
+
+    model       "demo", a hub id, a folder in diffusers layout, or a single .safetensors file
+    precision   of the weights and of the arithmetic in the graphs
+    revision    hub branch, tag or commit; None is the default branch
+    components  which networks, each once, in any order
+    force       replace a bundle that is there already
+    """
+
+    model: str
+    output: Path | None = None
+    precision: Precision = "fp32"
+    revision: str | None = None
+    components: tuple[str, ...] = COMPONENTS
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UsageError("model", got=self.model, accepted="demo, a hub id, a folder or a .safetensors file")
+        if self.precision not in PRECISIONS:
+            raise UsageError("precision", got=self.precision, accepted=", ".join(PRECISIONS))
+        if not self.components or set(self.components) - set(COMPONENTS):
+            raise UsageError("components", got=",".join(self.components), accepted=",".join(COMPONENTS))
+        if len(set(self.components)) != len(self.components):
+            raise UsageError("components named twice", got=",".join(self.components))

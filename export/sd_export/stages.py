@@ -1,0 +1,167 @@
+"""export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
+
+What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
+object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
+that start with an underscore.  Without it the defaults are diffusers': 50 steps, guidance 7.5, the size of training.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from sd_runtime.errors import BundleError, DependencyError, ExportError
+from sd_runtime.locations import bundle_home
+from sd_runtime.manifest import MANIFEST, Component, Defaults, Latent, Manifest, Source, record_file
+from sd_runtime.schema import from_json
+
+from . import pack
+from .progress import Progress
+from .request import ExportRequest
+from .signature import Sizes
+from .source import Checkpoint, resolve_checkpoint
+
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
+VERSIONS = ("sd-lean", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")  # they shape the graphs
+STAGES_PER_COMPONENT = 4
+
+
+def export(request: ExportRequest, *, quiet: bool = True) -> Path:
+    """Export a checkpoint and return the bundle's folder.  The whole flow:
+
+        model → Checkpoint → for each component: module → traced graph (→ float16) → .onnx + .safetensors → checked
+              → configs, tokenizer, manifest → synced and renamed into place
+
+    A complete bundle of the same checkpoint, precision and components is left as it is.  ExportError, UsageError and
+    DependencyError say what is in the way; then nothing has changed at the target."""
+    _require_libraries()
+    with Progress(2 + STAGES_PER_COMPONENT * len(request.components), quiet=quiet) as progress:
+        with progress.stage("checkpoint"):
+            checkpoint = resolve_checkpoint(request.model, revision=request.revision)
+        target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
+        with pack.locked(target, progress.note):
+            if _is_current(target, request, checkpoint):
+                progress.note(f"{target} is up to date")
+                return target
+            _refuse_to_overwrite(target, force=request.force)
+            with pack.staged(target) as folder:
+                components = _export_components(request, checkpoint, folder, progress)
+                with progress.stage("pack"):
+                    _write_configs(checkpoint, request.components, folder)
+                    manifest = _manifest(request, checkpoint, components, folder)
+                    (folder / MANIFEST).write_bytes(manifest.to_bytes())
+    return target
+
+
+def _require_libraries() -> None:
+    """Fail before anything is downloaded if the export extra is not installed."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyError(f"sd-export needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
+
+
+def _export_components(
+    request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Component]:
+    from .components import export_component  # imports torch: only once there is something to trace
+
+    return {
+        name: export_component(name, checkpoint, request.precision, folder, progress) for name in request.components
+    }
+
+
+def _is_current(target: Path, request: ExportRequest, checkpoint: Checkpoint) -> bool:
+    """Whether `target` is already what the request asks for, made by this version: every file there, of its size."""
+    try:
+        manifest = Manifest.from_bytes((target / MANIFEST).read_bytes())
+    except (OSError, BundleError):
+        return False
+    return (
+        not request.force
+        and manifest.source.files == dict(checkpoint.files)
+        and manifest.precision == request.precision
+        and set(manifest.components) == set(request.components)
+        and manifest.exporter == _exporter()
+        and all((target / n).is_file() and (target / n).stat().st_size == f.size for n, f in manifest.files.items())
+    )
+
+
+def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
+    """Only a bundle is ever replaced, and only on request; an empty folder is taken."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        found = json.loads((target / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or "schema_version" not in found:
+        raise ExportError(
+            f"{target} exists and is not a bundle", remedy="remove it or choose another place with --output"
+        )
+    if not force:
+        source = found.get("source")
+        got = f"a {found.get('precision')} bundle of {source.get('id') if isinstance(source, dict) else None}"
+        remedy = "replace it with --force, or choose another place with --output"
+        raise ExportError(f"{target} exists", got=got, remedy=remedy)
+
+
+def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: Path) -> None:
+    """The files that make the bundle a diffusers folder: model_index.json, each config.json, scheduler, tokenizer."""
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
+    index = dict(checkpoint.model_index) | absent | {"requires_safety_checker": False}
+    _write_json(folder / "model_index.json", index | {"_class_name": "StableDiffusionPipeline"})
+    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
+    for name in components:
+        _write_json(folder / name / "config.json", checkpoint.configs["vae" if name.startswith("vae") else name])
+    (folder / "tokenizer").mkdir()
+    for name, content in checkpoint.tokenizer.items():
+        (folder / "tokenizer" / name).write_bytes(content)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    kept = {key: item for key, item in value.items() if key != "_name_or_path"}  # it may be a path of some machine
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _manifest(
+    request: ExportRequest, checkpoint: Checkpoint, components: dict[str, Component], folder: Path
+) -> Manifest:
+    sizes = Sizes.of(checkpoint.configs)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Manifest(
+        name=checkpoint.name,
+        source=Source(checkpoint.id, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
+        precision=request.precision,
+        latent=Latent(sizes.channels, sizes.pixels, checkpoint.configs["vae"].get("scaling_factor", 0.18215)),
+        defaults=_defaults(checkpoint, sizes),
+        components=components,
+        files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
+        exporter=_exporter(),
+    )
+
+
+def _defaults(checkpoint: Checkpoint, sizes: Sizes) -> Defaults:
+    """The recommended settings; see the top of this module."""
+    if "_defaults" not in checkpoint.model_index:
+        side = sizes.cells * sizes.pixels
+        return Defaults(num_inference_steps=50, guidance_scale=7.5, height=side, width=side)
+    try:
+        return from_json(Defaults, checkpoint.model_index["_defaults"], "model_index.json: _defaults")
+    except BundleError as error:
+        raise ExportError(str(error)) from error
+
+
+def _exporter() -> dict[str, str]:
+    """The versions of what makes the graphs; another set may give other bytes."""
+    return {name: _version(name) for name in VERSIONS}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
