@@ -1,0 +1,17 @@
+"""Shared by all tests: the demo checkpoint's bundle, exported once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle of the packaged demo checkpoint; tests must not change it."""
+    pytest.importorskip("torch")
+    from sd_export.request import ExportRequest
+    from sd_export.stages import export
+
+    return export(ExportRequest("demo", output=tmp_path_factory.mktemp("bundles") / "demo"))
