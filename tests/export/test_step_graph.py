@@ -1,0 +1,167 @@
+"""The sampler step graph, run by ONNX Runtime evaluation after evaluation, against the plan's own numpy arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from sd_export.signature import Signature, Sizes
+from sd_export.step_graph import pixels_graph, pixels_signature, step_graph, step_signature
+from sd_runtime.image import to_pixels
+from sd_runtime.sampling import SamplingPlan, SchedulerConfig, describe, make_plan, resolve
+from sd_runtime.tensor import Array, check_feeds
+
+SIZES = Sizes(channels=4, pixels=8, cells=16, positions=77, width=32)
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+SAMPLERS = [name.removesuffix("[_karras|_exponential]") for name, _ in describe()]
+SAMPLERS += ["dpmpp_2m_karras", "dpmpp_2m_sde_exponential", "dpm2_a_karras"]
+SHAPE = (2, 4, 8, 9)  # two pictures
+
+
+def plan_of(sampler: str, steps: int, strength: float = 1.0) -> SamplingPlan:
+    config = SchedulerConfig.from_dict(STABLE_DIFFUSION)
+    return make_plan(config.switched(resolve(sampler)), steps, strength=strength)
+
+
+def session(guided: bool) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    graph = step_graph(SIZES, guided=guided).SerializeToString()
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def sessions() -> dict[bool, Any]:
+    return {guided: session(guided) for guided in (False, True)}
+
+
+def network(sample: Array, timestep: np.float32) -> Array:
+    """Any function that depends on every value, the timestep and the row."""
+    rows = np.linspace(0.8, 1.2, len(sample), dtype=np.float32).reshape(-1, 1, 1, 1)
+    return np.float32(0.3) * np.sin(sample * rows + timestep / np.float32(500)) + np.float32(0.1) * sample
+
+
+def tables(plan: SamplingPlan, draws: Array) -> dict[str, Array]:
+    """What a runtime uploads once a request: the plan, and a row of zeros and the draws (N, B, C, h, w)."""
+    return {
+        "noise_table": np.concatenate([np.zeros((1, *SHAPE), np.float32), draws]),
+        "draw_index": np.where(plan.draws, np.cumsum(plan.draws), 0).astype(np.int32),
+        "coefficients": plan.coefficients.astype(np.float32),
+        "timesteps": np.append(plan.timesteps, 0).astype(np.float32),
+    }
+
+
+def on_graph(runner: Any, plan: SamplingPlan, latents: Array, draws: Array, guidance: float | None) -> Array:
+    """The device loop: the graph's outputs are its next inputs, nothing else changes."""
+    signature = step_signature(SIZES, guided=guidance is not None)
+    fixed = tables(plan, draws)
+    if guidance is not None:
+        fixed["guidance_scale"] = np.array([guidance], np.float32)
+    state = plan.initial_state(latents).reshape(-1, *SHAPE)
+    sample = np.concatenate([latents, latents]) if guidance is not None else latents
+    timestep, index = fixed["timesteps"][:1], np.zeros(1, np.int32)
+    for k in range(len(plan)):
+        assert (index[0], timestep[0]) == (k, np.float32(plan.timesteps[k]))
+        feeds = fixed | {"state": state, "model_output": network(sample, timestep[0]), "index": index}
+        check_feeds(signature.inputs, feeds)
+        state, sample, timestep, index = runner.run([spec.name for spec in signature.outputs], feeds)
+    assert (index[0], timestep[0]) == (len(plan), 0)
+    latents_out: Array = state[0]
+    return latents_out
+
+
+def on_host(plan: SamplingPlan, latents: Array, draws: Array, guidance: float | None) -> Array:
+    """The same loop in numpy, by the plan's own `advance`."""
+    state, drawn = plan.initial_state(latents), iter(draws)
+    for k in range(len(plan)):
+        current = state[0].reshape(SHAPE)
+        if guidance is not None:
+            negative, positive = np.split(network(np.concatenate([current, current]), np.float32(plan.timesteps[k])), 2)
+            output = negative + np.float32(guidance) * (positive - negative)
+        else:
+            output = network(current, np.float32(plan.timesteps[k]))
+        noise = next(drawn).ravel() if plan.draws[k] else None
+        state = plan.advance(k, state, output.ravel(), noise)
+    return state[0].reshape(SHAPE)
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0], ids=["plain", "guided"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_graph_advances_as_the_plan_does(sampler: str, guidance: float | None, sessions: dict[bool, Any]) -> None:
+    plan = plan_of(sampler, 13)
+    random = np.random.default_rng(3)
+    latents = random.standard_normal(SHAPE, np.float32) * np.float32(plan.init_noise_scale)
+    draws = random.standard_normal((int(plan.draws.sum()), *SHAPE), np.float32)
+    got = on_graph(sessions[guidance is not None], plan, latents, draws, guidance)
+    assert relative_error(got, on_host(plan, latents, draws, guidance)) < 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_2m_karras", "plms"])
+def test_image_to_image_plans_run_on_the_graph(sampler: str, sessions: dict[bool, Any]) -> None:
+    plan = plan_of(sampler, 20, strength=0.6)
+    random = np.random.default_rng(4)
+    latents = random.standard_normal(SHAPE, np.float32)
+    draws = random.standard_normal((int(plan.draws.sum()), *SHAPE), np.float32)
+    got = on_graph(sessions[True], plan, latents, draws, 5.0)
+    assert relative_error(got, on_host(plan, latents, draws, 5.0)) < 1e-5
+
+
+def test_noise_may_lie_in_a_ring(sessions: dict[bool, Any]) -> None:
+    """`draw_index` may come back to a row: the host refills it once it has been used."""
+    plan = plan_of("euler_a", 6)
+    random = np.random.default_rng(5)
+    latents, draws = random.standard_normal(SHAPE, np.float32), random.standard_normal((6, *SHAPE), np.float32)
+    signature = step_signature(SIZES, guided=False)
+    fixed = tables(plan, draws)
+    state, drawn = plan.initial_state(latents).reshape(-1, *SHAPE), 0
+    for k in range(len(plan)):
+        ring = np.zeros((2, *SHAPE), np.float32)
+        ring[k % 2] = draws[drawn] if plan.draws[k] else 0
+        drawn += int(plan.draws[k])
+        places = np.arange(len(plan), dtype=np.int32) % 2
+        feeds = fixed | {"noise_table": ring, "draw_index": places, "index": np.array([k], np.int32)}
+        feeds |= {"state": state, "model_output": network(state[0], np.float32(plan.timesteps[k]))}
+        state = sessions[False].run(["next_state"], feeds)[0]
+    assert signature.inputs[0].accepts(state.shape)
+    assert relative_error(state[0], on_host(plan, latents, draws, None)) < 1e-5
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_step_is_for_every_tensorrt(guided: bool) -> None:
+    """Opset 17, 32-bit integers at the edge, no scalars: what TensorRT 8.5's parser takes as it is."""
+    model = step_graph(SIZES, guided=guided)
+    assert [opset.version for opset in model.opset_import] == [17]
+    signature = step_signature(SIZES, guided=guided)
+    for spec in (*signature.inputs, *signature.outputs):
+        assert spec.shape and spec.dtype in ("float32", "int32")
+    assert_same_edge(model, signature)
+
+
+def test_pixels_are_those_of_the_host() -> None:
+    model = pixels_graph()
+    assert_same_edge(model, pixels_signature(SIZES))
+    runner = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    samples = np.random.default_rng(6).standard_normal((2, 3, 64, 72), np.float32)
+    samples[0, 0, 0, :8] = np.linspace(-1, 1, 8)
+    samples[0, 0, 1, :3] = (2 * np.array([0.5, 1.5, 2.5]) / 255 - 1).astype(np.float32)  # halves go to even
+    assert np.array_equal(runner.run(None, {"sample": samples})[0], to_pixels(samples))
+
+
+def assert_same_edge(model: Any, signature: Signature) -> None:
+    assert [value.name for value in model.graph.input] == [spec.name for spec in signature.inputs]
+    assert [value.name for value in model.graph.output] == [spec.name for spec in signature.outputs]
