@@ -1,0 +1,38 @@
+"""Samplers: the names people use, the configuration files they come in, and the plans they compile to.
+
+    names, options, config   what was asked for: "dpmpp_2m_karras", scheduler_config.json
+    schedule, path           which noise levels are visited
+    samplers, dpm_solver     how a step is made: read these to learn how diffusion sampling works
+    plan, make               any of them as one table of numbers
+
+Nothing is imported before it is used, so that listing samplers does not load numpy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import SchedulerConfig
+    from .make import make_plan
+    from .names import SchedulerChoice, describe, resolve
+    from .plan import SamplingPlan
+
+__all__ = ["SamplingPlan", "SchedulerChoice", "SchedulerConfig", "describe", "make_plan", "resolve"]
+
+_HOMES = {
+    "SamplingPlan": "plan",
+    "SchedulerConfig": "config",
+    "make_plan": "make",
+    "SchedulerChoice": "names",
+    "describe": "names",
+    "resolve": "names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,149 @@
+"""SchedulerConfig: a diffusers `scheduler_config.json`, read as diffusers reads it, or refused.
+
+Keys that are missing take the default of the class, which differs between classes.  Keys that the class does not know
+are ignored but remembered: they count again once the configuration is switched to a class that does know them, as in
+diffusers' `Other.from_config(config)`.  A value that would change the result in a way that this runtime does not
+compute is an error, never dropped in silence.
+
+One default differs on purpose: DDIM and DDPM clip the predicted picture to ±1 unless `clip_sample` says otherwise.
+Stable Diffusion's latents are not bounded by 1; diffusers' StableDiffusionPipeline switches the clipping off when it
+loads such a scheduler, and so a missing `clip_sample` reads as false here.  `clip_sample: true` is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..errors import BundleError, SDError, UsageError
+from .names import SCHEDULERS, SchedulerChoice
+from .options import ACCEPTED, CHOICES, FIXED, HONOURED, REMEDIES, RENAMED, REQUIRED, SOLVERS
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """A sampler and its settings, in diffusers' names; a setting that `class_name` does not have keeps the value below.
+
+    num_train_timesteps  T, how many noise levels the network was trained on
+    beta_*               the training noise schedule (see `schedule.training_betas`)
+    prediction_type      what the network's output means: epsilon, v_prediction or sample
+    original             the JSON text that this was read from, for `switched`
+    """
+
+    class_name: str
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    trained_betas: tuple[float, ...] | None
+    prediction_type: str
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    rescale_betas_zero_snr: bool = False
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    final_sigmas_type: str = "zero"
+    algorithm_type: str = ""
+    solver_type: str = ""
+    solver_order: int = 2
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
+    original: str = field(default="{}", repr=False)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> SchedulerConfig:
+        """The content of a `scheduler_config.json`; BundleError names what is unknown or not supported."""
+        class_name = raw.get("_class_name") if isinstance(raw, Mapping) else raw
+        if not isinstance(class_name, str) or class_name not in HONOURED:
+            raise BundleError(
+                "scheduler_config.json: _class_name",
+                got=class_name,
+                accepted=", ".join(HONOURED),
+                remedy="choose a sampler by name: sd-run --list-schedulers shows them",
+            )
+        return _read(class_name, raw, BundleError)
+
+    def switched(self, choice: SchedulerChoice) -> SchedulerConfig:
+        """The same training schedule with another sampler, as diffusers' `Other.from_config(config, **overrides)`.
+
+        UsageError if a value in the file cannot be had with that sampler."""
+        return _read(choice.class_name, {**json.loads(self.original), **choice.overrides}, UsageError)
+
+    @property
+    def label(self) -> str:
+        """The name that AUTOMATIC1111 writes into metadata, such as "DPM++ 2M Karras"."""
+        rows = [row for row in SCHEDULERS if row.class_name == self.class_name]
+        settled = [row for row in rows if all(getattr(self, k, v) == v for k, v in row.overrides.items())]
+        warp = "Karras" if self.use_karras_sigmas else "Exponential" if self.use_exponential_sigmas else ""
+        return f"{(settled or rows)[0].label} {warp}".rstrip()
+
+
+def _read(class_name: str, raw: Mapping[str, Any], error: type[SDError]) -> SchedulerConfig:
+    noted = raw.get("_use_default_values")  # diffusers' own note of which keys were not set
+    defaulted = noted if isinstance(noted, list) else []
+    given = {key: value for key, value in raw.items() if key not in defaulted}
+    for key in FIXED[class_name]:
+        if key in given or key in REQUIRED:
+            _check_choice(class_name, key, given.get(key), ACCEPTED[key], error)
+    values = {key: given.get(key, default) for key, default in HONOURED[class_name].items()}
+    for key, renamed in RENAMED.get(class_name, {}).items():
+        if isinstance(values[key], str):
+            values[key] = renamed.get(values[key], values[key])
+    for key, accepted in {**CHOICES, **SOLVERS.get(class_name, {})}.items():
+        if key in values:
+            _check_choice(class_name, key, values[key], accepted, error)
+    values = {key: _typed(class_name, key, value, error) for key, value in values.items()}
+    _check_together(class_name, values, error)
+    return SchedulerConfig(class_name, original=json.dumps(dict(raw), sort_keys=True), **values)
+
+
+def _check_choice(class_name: str, key: str, value: object, accepted: tuple[object, ...], error: type[SDError]) -> None:
+    if not any(value == choice and type(value) is type(choice) for choice in accepted):
+        listed = ", ".join("null" if choice is None else str(choice) for choice in accepted)
+        raise error(f"{class_name}: {key}", got=value, accepted=listed, remedy=REMEDIES.get(key))
+
+
+def _typed(class_name: str, key: str, value: Any, error: type[SDError]) -> Any:
+    """`value` as the field's type; a null where diffusers allows one for a flag is false."""
+    kind = {f.name: f.type for f in fields(SchedulerConfig)}[key]
+    if kind == "bool" and (value is None or isinstance(value, bool)):
+        return bool(value)
+    if kind == "str" and isinstance(value, str):
+        return value
+    if kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 20:
+        return value
+    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    if key == "trained_betas" and value is None:
+        return None
+    if key == "trained_betas" and isinstance(value, list) and all(isinstance(beta, float) for beta in value):
+        return tuple(value)
+    raise error(f"{class_name}: {key}", got=value, accepted=f"a {kind}")
+
+
+def _check_together(class_name: str, values: Mapping[str, Any], error: type[SDError]) -> None:
+    """Values that are fine one by one and not together."""
+    total, betas = values["num_train_timesteps"], values["trained_betas"]
+    if total < 2 or (betas is not None and len(betas) != total):
+        raise error(
+            f"{class_name}: num_train_timesteps", got=total, accepted="at least 2, and as many as trained_betas"
+        )
+    if not 1 <= values.get("original_inference_steps", 1) <= total:
+        raise error(
+            f"{class_name}: original_inference_steps", got=values["original_inference_steps"], accepted=f"1 to {total}"
+        )
+    if values.get("use_karras_sigmas") and values.get("use_exponential_sigmas"):
+        raise error(f"{class_name}: use_karras_sigmas and use_exponential_sigmas", accepted="one of them")
+    if values.get("algorithm_type") == "sde-dpmsolver++" and values["solver_order"] == 3:
+        raise error(
+            f"{class_name}: solver_order", got="3 with sde-dpmsolver++", accepted="1, 2", remedy=REMEDIES["sde"]
+        )
+    unipc_to_zero = class_name == "UniPCMultistepScheduler" and values["final_sigmas_type"] == "zero"
+    if unipc_to_zero and values["solver_order"] > 1 and not values["lower_order_final"]:
+        raise error(f"{class_name}: lower_order_final", got="false with final_sigmas_type zero", accepted="true")

@@ -1,0 +1,150 @@
+"""From a scheduler's configuration and a number of steps to a plan: which step function, on which path."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+from ..errors import UsageError
+from .config import SchedulerConfig
+from .dpm_solver import dpmpp_multistep, dpmpp_singlestep, unipc
+from .path import (
+    SamplingPath,
+    Spacing,
+    ddim_path,
+    ddpm_path,
+    distilled_path,
+    dpm_path,
+    euler_path,
+    exponential_sigmas,
+    karras_sigmas,
+    pndm_path,
+)
+from .plan import SamplingPlan, compile_plan
+from .samplers import Step, deis, dpm2, dpm_sde, euler, heun, lcm, lms, plms, tcd
+from .schedule import NoiseSchedule
+
+DPM_FAMILY = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+)
+DEFAULT_ETA = {"DDIMScheduler": 0.0, "TCDScheduler": 0.3}
+
+
+@lru_cache(maxsize=64)
+def make_plan(
+    config: SchedulerConfig, num_inference_steps: int, *, strength: float = 1.0, eta: float | None = None
+) -> SamplingPlan:
+    """The plan of a text-to-image run, or of an image-to-image run that starts at `strength` (0 … 1] of the noise.
+
+    num_inference_steps counts the whole path; strength s leaves int(s · num_inference_steps) steps of it, as diffusers
+    does.  eta, 0 … 1: how much fresh noise DDIM (default 0) and TCD (default 0.3) add; the others have none to set.
+    Plans are cached, and shared: their arrays are read-only.  UsageError if the sampler cannot do this many steps.
+    """
+    step, path = make_sampler(config, num_inference_steps, strength=strength, eta=eta)
+    return compile_plan(step, path, config.prediction_type)
+
+
+def make_sampler(
+    config: SchedulerConfig, num_inference_steps: int, *, strength: float = 1.0, eta: float | None = None
+) -> tuple[Step, SamplingPath]:
+    """The step function and the path that `make_plan` compiles."""
+    check_steps(config, num_inference_steps)
+    skip = num_inference_steps - steps_at_strength(num_inference_steps, strength)
+    path = make_path(config, NoiseSchedule.from_config(config), num_inference_steps, skip)
+    if path.sigmas[0] > 1e9 and config.prediction_type == "epsilon":
+        raise UsageError(
+            "a schedule of zero terminal SNR cannot start from epsilon predictions",
+            got=f"{config.class_name}, prediction_type epsilon",
+            accepted="prediction_type v_prediction",
+            remedy="choose a sampler such as Euler, or timestep_spacing leading",
+        )
+    return make_step(config, eta), path
+
+
+def make_step(config: SchedulerConfig, eta: float | None = None) -> Step:
+    """The step function of a configuration, its settings bound."""
+    if eta is not None and config.class_name not in DEFAULT_ETA:
+        raise UsageError("eta", got=eta, accepted="nothing: only ddim and tcd have an eta", remedy="leave it out")
+    eta = DEFAULT_ETA.get(config.class_name, 1.0) if eta is None else eta
+    if not 0 <= eta <= 1:
+        raise UsageError("eta", got=eta, accepted="0 to 1")
+    order: dict[str, Any] = {"order": config.solver_order, "lower_order_final": config.lower_order_final}
+    steps: dict[str, Step] = {
+        "DDIMScheduler": partial(euler, eta=eta),
+        "DDPMScheduler": partial(euler, eta=1.0),
+        "PNDMScheduler": plms,
+        "EulerDiscreteScheduler": euler,
+        "EulerAncestralDiscreteScheduler": partial(euler, eta=1.0),
+        "LMSDiscreteScheduler": lms,
+        "HeunDiscreteScheduler": heun,
+        "KDPM2DiscreteScheduler": dpm2,
+        "KDPM2AncestralDiscreteScheduler": partial(dpm2, eta=1.0),
+        "DPMSolverSDEScheduler": dpm_sde,
+        "DPMSolverMultistepScheduler": partial(
+            dpmpp_multistep,
+            solver_type=config.solver_type,
+            sde=config.algorithm_type == "sde-dpmsolver++",
+            euler_at_final=config.euler_at_final,
+            **order,
+        ),
+        "DPMSolverSinglestepScheduler": partial(dpmpp_singlestep, solver_type=config.solver_type, **order),
+        "UniPCMultistepScheduler": partial(unipc, solver_type=config.solver_type, **order),
+        "DEISMultistepScheduler": partial(deis, **order),
+        "LCMScheduler": partial(lcm, timestep_scaling=config.timestep_scaling),
+        "TCDScheduler": partial(tcd, eta=eta),
+    }
+    return steps[config.class_name]
+
+
+def make_path(config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip: int = 0) -> SamplingPath:
+    """The path of a configuration, without its first `skip` steps."""
+    name, spacing, offset = config.class_name, config.timestep_spacing, config.steps_offset
+    lowest = float(schedule.sigmas[0])
+    table_end = 0.0 if config.set_alpha_to_one else lowest
+    final = lowest if config.final_sigmas_type == "sigma_min" else 0.0
+    warp: Spacing | None = None
+    if config.use_karras_sigmas or config.use_exponential_sigmas:
+        warp = karras_sigmas if config.use_karras_sigmas else exponential_sigmas
+    if name == "PNDMScheduler":
+        return pndm_path(schedule, count, spacing, offset, final_sigma=table_end, skip=skip)
+    if name == "DDIMScheduler":
+        path = ddim_path(schedule, count, spacing, offset, final_sigma=table_end)
+    elif name == "DDPMScheduler":
+        path = ddpm_path(schedule, count, spacing, offset)
+    elif name in ("LCMScheduler", "TCDScheduler"):
+        final = lowest if name == "TCDScheduler" else 0.0
+        path = distilled_path(schedule, count, config.original_inference_steps, final_sigma=final)
+    elif name in DPM_FAMILY:
+        final = lowest if name == "DEISMultistepScheduler" else final
+        rounded = not config.use_exponential_sigmas
+        if name == "DPMSolverMultistepScheduler" and config.beta_schedule == "squaredcos_cap_v2":
+            rounded = False
+        path = dpm_path(schedule, count, spacing, offset, warp=warp, round_timesteps=rounded, final_sigma=final)
+    else:
+        rounded = config.use_karras_sigmas and name.startswith("KDPM2")
+        path = euler_path(schedule, count, spacing, offset, warp=warp, round_timesteps=rounded, final_sigma=final)
+    return path.tail(skip)
+
+
+def check_steps(config: SchedulerConfig, count: int) -> None:
+    """UsageError unless the sampler has a path of `count` steps."""
+    most = config.num_train_timesteps
+    if config.class_name in ("LCMScheduler", "TCDScheduler"):
+        most = config.original_inference_steps
+    elif config.class_name in DPM_FAMILY:
+        most -= 1  # n + 1 different timesteps
+    if not 1 <= count <= most:
+        raise UsageError(f"num_inference_steps for {config.label}", got=count, accepted=f"1 to {most}")
+
+
+def steps_at_strength(count: int, strength: float) -> int:
+    """How many of `count` steps image-to-image at `strength` takes."""
+    if not 0 < strength <= 1:
+        raise UsageError("strength", got=strength, accepted="more than 0, up to 1")
+    steps = min(int(count * strength), count)
+    if steps < 1:
+        raise UsageError("strength", got=strength, accepted=f"at least {1 / count:.3g} at {count} steps")
+    return steps
