@@ -41,14 +41,15 @@ class Components:
     def _load(self, name: str, form: str) -> Engine:
         component = self._bundle.component(name)
         graph = component.graph(form)
-        self._bundle.verify([component.weights])
+        weights = [] if component.weights is None else [component.weights]
+        self._bundle.verify(weights)
         return OnnxRuntimeEngine(
             self._bundle.read(graph.path),
             self._bundle.path(graph.path).parent,
             graph.inputs,
             graph.outputs,
             device=self._device,
-            weights_size=self._bundle.manifest.files[component.weights].size,
+            weights_size=sum(self._bundle.manifest.files[name].size for name in weights),
         )
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CHUNK = 64 << 20  # bytes a digest covers, so that all cores can verify one large file
 
-ComponentName = Literal["text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker"]
+ComponentName = Literal[
+    "text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker", "sampler_step", "pixels"
+]
 Precision = Literal["fp32", "fp16"]
 
 
@@ -32,6 +35,13 @@ class FileRecord:
 
     size: int
     sha256: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 (hex) that stands for the whole file: its own, or that of its chunks' digests."""
+        if len(self.sha256) == 1:
+            return self.sha256[0]
+        return hashlib.sha256("".join(self.sha256).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -55,15 +65,79 @@ class Graph:
 
 @dataclass(frozen=True)
 class Component:
-    """One exported network: its weights file and its graphs by form; "plain" is always there, all share the weights."""
+    """One exported network: its weights file (None where it needs none) and its graphs by form, which share the
+    weights; "plain" is always there."""
 
-    weights: str
+    weights: str | None
     graphs: dict[str, Graph]
 
     def graph(self, form: str = "plain") -> Graph:
         if form not in self.graphs:
-            raise BundleError(f"graph form of {self.weights}", got=form, accepted=", ".join(self.graphs))
+            raise BundleError("graph form", got=form, accepted=", ".join(self.graphs))
         return self.graphs[form]
+
+
+@dataclass(frozen=True)
+class ShapeRange:
+    """The shapes of one tensor that an engine takes: the smallest, the one that it was tuned for, the largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        in_order = all(1 <= low <= tuned <= high for low, tuned, high in zip(self.min, self.opt, self.max, strict=False))
+        if not in_order or not len(self.min) == len(self.opt) == len(self.max):
+            raise BundleError("shape range", got=(self.min, self.opt, self.max), accepted="1 ≤ min ≤ opt ≤ max")
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == len(self.min) and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine and libraries that a TensorRT engine was built on: it runs on their like and on nothing else.
+
+    gpu                 as the driver names it: "NVIDIA H200"
+    compute_capability  "9.0"
+    tensorrt            the library's version: "10.13.3.9"
+    cuda, driver        the CUDA version that the driver offers, "13.0", and the driver's own, "580.65.06"
+    """
+
+    gpu: str
+    compute_capability: str
+    tensorrt: str
+    cuda: str
+    driver: str
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """One TensorRT engine: a graph of a component, built for a target and a range of shapes.
+
+    path               the serialized engine: engines/<target>/….plan
+    profile            for every input with a shape that varies, the shapes that the engine takes
+    graph, weights     `FileRecord.digest` of the files that it was built from
+    refittable         its weights can be exchanged without building again
+    activation_memory  bytes of device memory that a run takes beside the weights, at the largest shapes
+    """
+
+    component: ComponentName
+    form: str
+    path: str
+    precision: Precision
+    profile: dict[str, ShapeRange]
+    target: Target
+    graph: str
+    weights: str | None
+    refittable: bool
+    activation_memory: int
+
+    def accepts(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the engine takes inputs of these shapes; those that the profile does not name are fixed."""
+        return all(allowed.accepts(shapes[name]) for name, allowed in self.profile.items())
 
 
 @dataclass(frozen=True)
@@ -95,6 +169,7 @@ class Manifest:
     components: dict[str, Component]
     files: dict[str, FileRecord]
     exporter: dict[str, str] = field(default_factory=dict)  # library versions that made the graphs
+    engines: tuple[EngineRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_bytes(self) -> bytes:
