@@ -113,8 +113,8 @@ def format_parameters(parameters: Parameters) -> str:
 def parse_parameters(text: str) -> Parameters:
     """AUTOMATIC1111's text, from whatever program, as Parameters.
 
-    Never fails: a value that is not what its name promises stays in `extra` as text, and a text without settings is a
-    prompt.  Ambiguous where a prompt holds a line of settings or one that starts with "Negative prompt:"."""
+    Takes any Unicode text: a value that is not what its name promises stays in `extra`, and a text without settings is
+    a prompt.  Ambiguous where a prompt holds a line of settings or one that starts with "Negative prompt:"."""
     lines = text[:MAX_TEXT].replace("\r\n", "\n").rstrip("\n").split("\n")
     at = _find_settings(lines)
     settings = _parse_pairs(lines[at]) if at < len(lines) else {}
@@ -153,32 +153,29 @@ def _from_settings(prompt: str, negative_prompt: str, settings: dict[str, str]) 
     """Typed fields from AUTOMATIC1111's names; what has no field, or not the form that its name promises, is extra."""
     extra = dict(settings)
 
-    def take(key: str, pattern: str = "(?s).*") -> re.Match[str] | None:
-        match = re.fullmatch(pattern, extra[key]) if key in extra else None
-        if match:
-            del extra[key]
-        return match
+    def take(key: str, pattern: str = "(?s).*") -> str | None:
+        return extra.pop(key) if key in extra and re.fullmatch(pattern, extra[key]) else None
 
     steps, seed = take("Steps", r"\d{1,9}"), take("Seed", r"-?\d{1,20}")
-    size, scale = take("Size", r"(\d{1,9})x(\d{1,9})"), take("CFG scale", r"-?\d{1,20}(\.\d{1,20})?(e[-+]?\d{1,2})?")
-    sampler, model, model_hash, version = take("Sampler"), take("Model"), take("Model hash"), take("Version")
-    spacing, rng = take("Schedule type", "Karras|Exponential|Automatic"), take("RNG", "CPU|NV|GPU")
-    scheduler = sampler[0] if sampler else None
-    if scheduler and spacing and spacing[0] != "Automatic":
-        scheduler = f"{scheduler} {spacing[0]}"  # since version 1.9 the two are written apart
+    size, scale = take("Size", r"\d{1,9}x\d{1,9}"), take("CFG scale", r"-?\d{1,20}(\.\d{1,20})?(e[-+]?\d{1,2})?")
+    scheduler, spacing = take("Sampler"), take("Schedule type", "Karras|Exponential|Automatic")
+    if scheduler and spacing and spacing != "Automatic":
+        scheduler = f"{scheduler} {spacing}"  # since version 1.9 the two are written apart
+    rng = take("RNG", "CPU|NV|GPU")
+    width, height = map(int, size.split("x")) if size else (None, None)
     return Parameters(
         prompt=prompt,
         negative_prompt=negative_prompt,
-        num_inference_steps=int(steps[0]) if steps else None,
+        num_inference_steps=int(steps) if steps else None,
         scheduler=scheduler,
-        guidance_scale=float(scale[0]) if scale else None,
-        seed=int(seed[0]) if seed else None,
-        width=int(size[1]) if size else None,
-        height=int(size[2]) if size else None,
-        model=model[0] if model else None,
-        model_hash=model_hash[0] if model_hash else None,
-        rng=None if rng is None else "cpu" if rng[0] == "CPU" else "cuda",
-        version=version[0] if version else None,
+        guidance_scale=float(scale) if scale else None,
+        seed=int(seed) if seed else None,
+        width=width,
+        height=height,
+        model=take("Model"),
+        model_hash=take("Model hash"),
+        rng=None if rng is None else "cpu" if rng == "CPU" else "cuda",
+        version=take("Version"),
         extra={(f"other {key}" if key in _OWN_KEYS else key): value for key, value in extra.items()},
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import stat
 import string
 from collections.abc import Iterator, Sequence
@@ -118,7 +117,7 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     FileTakenError where the name is in use and `overwrite` is False, also when another process took it meanwhile;
     UsageError for an impossible name or a missing folder; SDError for what the system refuses."""
     with _errors_about(path):
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # in the same folder, hence on the same disk
+        temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")  # in the same folder, hence on the same disk
         try:
             _write_and_sync(temporary, data)
             if overwrite:
