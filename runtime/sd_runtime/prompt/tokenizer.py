@@ -23,13 +23,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import BundleError, UsageError
+from .normalization import BLANKS, normalize
 from .vocabulary import Vocabulary, read_folder, read_vocabulary
 
 END_OF_WORD = "</w>"
 CACHED_WORDS, CACHED_LENGTH = 1 << 14, 64  # how many words are remembered, and the longest of them in characters
-
-# Unicode's White_Space; Python's \s also takes U+001C to U+001F.
-BLANKS = re.compile("[\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -58,13 +56,6 @@ KINDS = Kinds({ord(c): c for c in "abcdefghijklmnopqrstuvwxyz'<|>"})
 PIECE = re.compile(r"(<\|)((?:start|end)oftext)(\|>)|('(?:s|t|re|ve|m|ll|d)|[a-zL]+|N|[!'<|>]+)")
 
 
-def normalize(text: str) -> str:
-    """NFC, runs of white space to one blank, lower case letter by letter.
-
-    "Letter by letter" leaves Greek's final sigma out, the only rule of str.lower() that looks at the neighbours."""
-    return BLANKS.sub(" ", unicodedata.normalize("NFC", text)).replace("Σ", "σ").lower()
-
-
 def pieces(text: str) -> Iterator[str]:
     """Cut normalised text into the runs within which pairs merge; white space falls out.
 
@@ -84,37 +75,42 @@ def symbols(piece: str) -> list[str]:
 
 
 def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> list[str]:
-    """Apply the learnt `merges` ("left right", first ones first) to the symbols of one word.
+    """Join the symbols of one word by the learnt `merges` ("left right", first ones first), until none applies.
 
-    The textbook loop, "find the best pair, join it everywhere, look again", is quadratic in the length of the word.
-    Here the places of every pair are kept by rank, and a join adds its two new neighbours: n symbols cost n joins at
-    most and O(n log n) time, however hostile the word.  A symbol has as many characters as bytes, so the one to its
-    right starts that many places on; only the way to the left needs a table.  Relies on what training guarantees: a
-    pair ranks after the joins that made its parts.
+    The textbook loop, "find the best pair, join it everywhere, look again", is quadratic in the length of a word.  Here
+    the places of every pair are kept by rank, and a join only looks at its two new neighbours: n symbols cost at most
+    n joins, 3n look-ups in `ranks` and O(n log n) time, however hostile the word.  Relies on what training guarantees:
+    one merge makes a token, and it ranks before those that use the token.
     """
-    places: defaultdict[int, list[int]] = defaultdict(list)
+    places: defaultdict[int, list[int]] = defaultdict(list)  # rank of a pair → where it starts, or once started
     for place, rank in enumerate(map(ranks.get, map(" ".join, pairwise(word)))):
         if rank is not None:
             places[rank].append(place)
-    at = [*word, *[""] * len(END_OF_WORD), ""]  # the symbol that starts at each place; "" right of the end
-    left = list(range(-1, len(at) - 1))  # where the symbol begins that ends before each place; at[-1] is "" as well
+    # A symbol has as many characters as bytes, so its right neighbour starts that many places on.
+    at = [*word, *[""] * len(END_OF_WORD), ""]  # the symbol that starts at each place; "" inside one and past the end
+    left = list(range(-1, len(at) - 1))  # where the symbol starts that ends before each place; at[-1] is "", too
     queue = list(places)
     heapify(queue)
+
+    def note(start: int, rank: int | None) -> None:
+        if rank is not None:
+            if rank not in places:
+                heappush(queue, rank)
+            places[rank].append(start)
+
     while queue:
         rank = heappop(queue)
         first, second = merges[rank].split(" ")
-        joined = first + second
+        joined, middle, end = first + second, len(first), len(first) + len(second)
+        joins = []
         for place in sorted(places.pop(rank)):
-            middle, end = place + len(first), place + len(joined)
-            if at[place] != first or at[middle] != second:
-                continue  # an earlier join took one of the two
-            at[place], at[middle], left[end] = joined, "", place
-            for start, pair in ((place, f"{joined} {at[end]}"), (left[place], f"{at[left[place]]} {joined}")):
-                new = ranks.get(pair)
-                if new is not None:
-                    if new not in places:
-                        heappush(queue, new)
-                    places[new].append(start)
+            if at[place] == first and at[place + middle] == second:  # else an earlier join took one of them
+                at[place], at[place + middle], left[place + end] = joined, "", place
+                joins.append(place)
+        for place in joins:
+            note(place, ranks.get(f"{joined} {at[place + end]}"))
+            if at[left[place]] != joined:  # else noted as that one's right neighbour
+                note(left[place], ranks.get(f"{at[left[place]]} {joined}"))
     return [symbol for symbol in at if symbol]
 
 

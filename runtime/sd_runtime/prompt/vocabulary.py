@@ -104,12 +104,23 @@ def _separate_tables(files: Mapping[str, bytes]) -> tuple[dict[str, int], list[s
         raise BundleError(
             f"tokenizer: {' and '.join(missing)} missing", accepted="vocab.json + merges.txt, or tokenizer.json"
         )
-    ids = _json_object(files, "vocab.json")
+    return _json_object(files, "vocab.json"), _merge_lines(files["merges.txt"])
+
+
+def _merge_lines(data: bytes) -> list[str]:
+    """merges.txt: a comment with its version, then one "left right" a line."""
     try:
-        text = files["merges.txt"].decode()
+        text = data.decode().replace("\r\n", "\n").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise BundleError(f"merges.txt is not UTF-8 ({error})") from error
-    return ids, [line for line in text.split("\n") if line and not line.startswith("#version")]
+    if text.startswith("#version"):
+        _, _, text = text.partition("\n")
+    lines = text.split("\n")
+    if text.count(" ") != len(lines):
+        raise BundleError(
+            "merges.txt", got=f"{len(lines)} lines, {text.count(' ')} blanks", accepted="one blank a line"
+        )
+    return lines
 
 
 def _combined_tables(combined: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
