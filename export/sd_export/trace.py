@@ -9,12 +9,13 @@ import ast
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
-from sd_runtime.errors import ExportError
+from sd_runtime.errors import ExportError, one_line
 from sd_runtime.tensor import Dim, TensorSpec
 from torch import nn
 
@@ -33,25 +34,28 @@ def trace(module: nn.Module, signature: Signature, *, root: str = "", pixels: in
     `root` is the attribute whose name the weights' keys do without; `pixels` the side of a latent cell.
     ExportError if torch cannot trace it or the graph does not have the declared tensors and dynamic axes."""
     examples = tuple(_example(spec, pixels) for spec in signature.inputs)
+    symbols = tuple(_dynamic_axes(spec) for spec in signature.inputs)
     try:
         with _quiet():
+            # Captured here and not by torch.onnx.export, whose first attempt fails on the UNet after half of the time.
+            varying = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in symbols)
+            captured = torch.export.export(module, examples, dynamic_shapes=varying, strict=False)
             program = torch.onnx.export(
-                module,
-                examples,
+                captured,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in signature.inputs],
                 output_names=[spec.name for spec in signature.outputs],
-                dynamic_shapes=tuple(_dynamic_axes(spec) for spec in signature.inputs),
+                dynamic_shapes=symbols,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
-        what = f"torch cannot trace {type(module).__name__} ({type(error).__name__})"
+    except Exception as error:  # torch raises many kinds
+        what = f"torch cannot trace {type(module).__name__} ({type(error).__name__}: {one_line(str(error))})"
         raise ExportError(what, remedy="SD_DEBUG=1 shows torch's report") from error
     assert program is not None
     model = program.model
     _fix_edge(model.graph, signature)
-    _rename(model.graph, root)
+    _rename(model.graph, module, root)
     _strip(model)
     return model
 
@@ -100,46 +104,57 @@ def _fix_edge(graph: ir.Graph, signature: Signature) -> None:
 DTYPES = {"float32": "FLOAT", "float16": "FLOAT16", "int64": "INT64"}
 
 
-def _rename(graph: ir.Graph, root: str) -> None:
+def _rename(graph: ir.Graph, module: nn.Module, root: str) -> None:
     """Name nodes after their module and operator, values after their node, constants after their first use.
 
     `down_blocks.0.resnets.0.conv1/Conv` says where it comes from, and does not change when another layer does.  A
     linear layer's weight that the exporter stored transposed is `<key>.T`; other weights keep their key."""
-    used: dict[str, int] = {}
-
-    def unique(name: str) -> str:
-        used[name] = used.get(name, 0) + 1
-        return name if used[name] == 1 else f"{name}_{used[name]}"
-
     prefix = f"{root}." if root else ""
+    names = _Names()
     edge = {*graph.inputs, *graph.outputs}
-    named = {value for value in graph.initializers.values() if "." in str(value.name)}
-    for weight in named:
-        weight.name = str(weight.name).removeprefix(prefix)
-        used[weight.name] = 1
-    scopes: dict[ir.Node, str] = {}
-    for node in graph:
-        scope = scopes[node] = _scope(node, scopes)
+    keys = module.state_dict().keys()
+    weights = [value for value in graph.initializers.values() if value.name in keys]
+    named = set(weights)
+    for weight in weights:  # in the graph's order, not the set's: renaming moves an initializer to the end
+        weight.name = names.unique(str(weight.name).removeprefix(prefix))
+    for node, scope in _scopes(graph, module).items():
         inside = scope.removeprefix(prefix) if scope != root else ""
-        node.name = unique(f"{inside}/{node.op_type}" if inside else node.op_type)
+        node.name = names.unique(f"{inside}/{node.op_type}" if inside else node.op_type)
         for position, value in enumerate(node.inputs):
             if value is None or not value.is_initializer() or value in named:
                 continue
             named.add(value)
-            transposed = node.op_type == "MatMul" and position == 1
-            value.name = unique(f"{inside}.weight.T" if transposed else f"{node.name}.{position}")
+            transposed = node.op_type == "MatMul" and position == 1 and f"{scope}.weight" in keys
+            value.name = names.unique(f"{inside}.weight.T" if transposed else f"{node.name}.{position}")
         for position, value in enumerate(node.outputs):
             if value not in edge:
                 value.name = node.name if len(node.outputs) == 1 else f"{node.name}:{position}"
 
 
-def _scope(node: ir.Node, scopes: dict[ir.Node, str]) -> str:
-    """The path of the module that `node` was traced from; nodes that the exporter made itself take their input's."""
-    if _SCOPES in node.metadata_props:
-        *_, scope, _operator = ast.literal_eval(node.metadata_props[_SCOPES])
-        return _MODULES.sub(r".\1", scope)
-    producers = [value.producer() for value in node.inputs if value is not None]
-    return next((scopes[producer] for producer in producers if producer in scopes), "")
+class _Names:
+    """Hands out names, each once: name, name_2, name_3."""
+
+    def __init__(self) -> None:
+        self._used: Counter[str] = Counter()
+
+    def unique(self, name: str) -> str:
+        self._used[name] += 1
+        return name if self._used[name] == 1 else f"{name}_{self._used[name]}"
+
+
+def _scopes(graph: ir.Graph, module: nn.Module) -> dict[ir.Node, str]:
+    """The path of the module that each node was traced from; a node that the exporter made itself takes its input's."""
+    paths = {path for path, _ in module.named_modules()}
+    scopes: dict[ir.Node, str] = {}
+    for node in graph:
+        if _SCOPES in node.metadata_props:
+            *_, path, _operator = ast.literal_eval(node.metadata_props[_SCOPES])
+            path = _MODULES.sub(r".\1", path)
+        else:
+            producers = [value.producer() for value in node.inputs if value is not None]
+            path = next((scopes[producer] for producer in producers if producer is not None), "")
+        scopes[node] = path if path in paths else ""
+    return scopes
 
 
 def _strip(model: ir.Model) -> None:
