@@ -13,7 +13,7 @@ Which file overrides which is transformers 5's rule (`PreTrainedTokenizerBase._f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,29 +73,40 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
     """File name → content, as they lie in a tokenizer folder.  BundleError where they are missing or not understood."""
     config = _json_object(files, "tokenizer_config.json")
     combined = _json_object(files, "tokenizer.json")
-    ids, merges = _combined_tables(combined) if combined else _separate_tables(files)
-    if "added_tokens_decoder" in config:
-        listed = sorted((int(index), token) for index, token in config["added_tokens_decoder"].items())
-        added = [_added_token(token) for _, token in listed]
-    else:
-        config = {**config, **_json_object(files, "special_tokens_map.json")}
-        added = [*_added_tokens_file(files, config), *map(_added_token, combined.get("added_tokens", ()))]
-    roles = {role: config.get(role) or DEFAULT_ROLES.get(role) for role in ROLES}
-    known = {token.content for token in added}
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    for value in (*roles.values(), *extra):
-        if value and (token := _added_token(value)).content not in known and token not in added:
-            added.append(token)
-    _assign_ids(ids, added)
-    bos, eos, unk, pad = (_added_token(roles[f"{name}_token"]).content for name in ("bos", "eos", "unk", "pad"))
+    try:
+        ids, merges = _combined_tables(combined) if combined else _separate_tables(files)
+        if set(map(type, ids.values())) != {int}:
+            raise BundleError("tokenizer: vocabulary", accepted="text → id")
+        if "added_tokens_decoder" not in config:
+            config = {**config, **_json_object(files, "special_tokens_map.json")}
+        added = _added_tokens(files, config, combined)
+        roles = {role: _added_token(config.get(role) or DEFAULT_ROLES[role]).content for role in DEFAULT_ROLES}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"tokenizer: files not understood ({type(error).__name__}: {one_line(str(error))})"
+        ) from error
+    for token in added:  # what the vocabulary lacks gets the ids after it
+        ids.setdefault(token.content, len(ids))
+    bos, eos, unk, pad = (roles[f"{name}_token"] for name in ("bos", "eos", "unk", "pad"))
     # The same content may be listed twice with different flags; the later one counts, as in transformers.
     return Vocabulary(ids, merges, tuple({token.content: token for token in added}.values()), bos, eos, unk, pad)
 
 
-def _assign_ids(ids: dict[str, int], added: Iterable[AddedToken]) -> None:
-    """Give the added tokens that the vocabulary lacks the ids after it."""
-    for token in added:
-        ids.setdefault(token.content, len(ids))
+def _added_tokens(
+    files: Mapping[str, bytes], config: Mapping[str, Any], combined: Mapping[str, Any]
+) -> list[AddedToken]:
+    """The tokens listed as added, then the special ones that are not among them."""
+    if "added_tokens_decoder" in config:
+        decoder = {int(index): token for index, token in config["added_tokens_decoder"].items()}
+        added = [_added_token(decoder[index]) for index in sorted(decoder)]
+    else:
+        added = [*_added_tokens_file(files, config), *map(_added_token, combined.get("added_tokens", ()))]
+    known = {token.content for token in added}
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    for value in (*(config.get(role) or DEFAULT_ROLES.get(role) for role in ROLES), *extra):
+        if value and (token := _added_token(value)).content not in known and token not in added:
+            added.append(token)
+    return added
 
 
 def _separate_tables(files: Mapping[str, bytes]) -> tuple[dict[str, int], list[str]]:
