@@ -28,6 +28,20 @@ from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE = 128  # pixels; a latent is SIZE / 8
+# Stable Diffusion 1.5's own file, to the letter: what it leaves out matters when another sampler reads it.
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
 DEFAULTS = {"num_inference_steps": 25, "guidance_scale": 4.0, "height": SIZE, "width": SIZE}
 CROP = 64  # pixels; the autoencoder learns on crops, four times cheaper
 MERGES = 200
@@ -50,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     vae.register_to_config(scaling_factor=round(1 / latents[:512].std().item(), 5))
 
     unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
-    scheduler = new_scheduler()
+    scheduler = PNDMScheduler.from_config(SCHEDULER)
     token_ids = tokenize(tokenizer, captions)
     noised = noised_batches(latents * vae.config.scaling_factor, token_ids, tokenize(tokenizer, [""]), scheduler)
     train_denoiser(unet, text_encoder, noised, args.unet_steps)
@@ -112,19 +126,6 @@ def new_unet() -> UNet2DConditionModel:
         cross_attention_dim=64,
         attention_head_dim=8,
         norm_num_groups=8,
-    )
-
-
-def new_scheduler() -> PNDMScheduler:
-    """Stable Diffusion 1.5's own scheduler config."""
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
     )
 
 
@@ -230,6 +231,7 @@ def save(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.save_pretrained(out)
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
     index = out / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_defaults": DEFAULTS}, indent=2) + "\n")
 

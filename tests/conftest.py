@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,11 @@ import pytest
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float32 bundle of the packaged demo checkpoint; tests must not change it."""
+    """A float32 bundle of the packaged demo checkpoint; tests must not change it.
+
+    While developing, SD_LEAN_TEST_BUNDLE=FOLDER names one that is there already."""
+    if existing := os.environ.get("SD_LEAN_TEST_BUNDLE"):
+        return Path(existing)
     pytest.importorskip("torch")
     from sd_export.request import ExportRequest
     from sd_export.stages import export

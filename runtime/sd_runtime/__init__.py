@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .result import Result as Result
     from .result import Step as Step
 
+__version__ = "0.1.0"
+
 _HOME = {
     "Bundle": "bundle",
     "BundleError": "errors",

@@ -86,7 +86,9 @@ class ShapeRange:
     max: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        in_order = all(1 <= low <= tuned <= high for low, tuned, high in zip(self.min, self.opt, self.max, strict=False))
+        in_order = all(
+            1 <= low <= tuned <= high for low, tuned, high in zip(self.min, self.opt, self.max, strict=False)
+        )
         if not in_order or not len(self.min) == len(self.opt) == len(self.max):
             raise BundleError("shape range", got=(self.min, self.opt, self.max), accepted="1 ≤ min ≤ opt ≤ max")
 
@@ -171,6 +173,15 @@ class Manifest:
     exporter: dict[str, str] = field(default_factory=dict)  # library versions that made the graphs
     engines: tuple[EngineRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def model_hash(self) -> str:
+        """Ten digits that name the weights: of the checkpoint's SHA-256 where it was one file, as AUTOMATIC1111 has
+        them, else of the exported UNet's."""
+        if len(self.source.files) == 1:
+            return next(iter(self.source.files.values()))[:10]
+        weights = self.components["unet"].weights
+        return "".join(self.files[weights].sha256)[:10] if weights is not None else ""
 
     def to_bytes(self) -> bytes:
         return (json.dumps(to_json(self), indent=1, ensure_ascii=False) + "\n").encode()

@@ -16,19 +16,21 @@ from typing import Literal
 
 import numpy as np
 
+from . import __version__
 from .bundle import Bundle, find_bundle
 from .components import Components
 from .denoise import Guidance, denoise
 from .engines.onnxruntime import choose_device
 from .errors import NumericalError, UsageError
 from .manifest import Manifest
+from .metadata import Parameters
 from .noise import NoiseSource
 from .prompt import PromptEmbeddings, Tokenizer, encode_prompts
 from .request import Request, make_request
 from .result import Result, Step, Timings
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .schema import parse_json
-from .tensor import Array, Dim, all_finite
+from .tensor import Array, all_finite
 
 
 class Pipeline:
@@ -115,11 +117,27 @@ class Pipeline:
                 raise UsageError("latents", got=got, accepted=f"float32{expected}")
         return Generation(self, request, latents)
 
-    def plan(self, request: Request) -> SamplingPlan:
+    def scheduler(self, request: Request) -> SchedulerConfig:
+        """The sampler that a request names, with the checkpoint's own training schedule."""
         config = self.scheduler_config
-        if request.scheduler is not None:
-            config = config.switched(resolve(request.scheduler))
-        return make_plan(config, request.num_inference_steps, eta=request.eta)
+        return config if request.scheduler is None else config.switched(resolve(request.scheduler))
+
+    def parameters(self, request: Request, image: int) -> Parameters:
+        """What picture `image` of a request should say about itself."""
+        return Parameters(
+            prompt=request.prompt_of(image),
+            negative_prompt=request.negative_prompt_of(image),
+            num_inference_steps=request.num_inference_steps,
+            scheduler=self.scheduler(request).label,
+            guidance_scale=request.guidance_scale,
+            seed=request.seeds[image],
+            width=request.width,
+            height=request.height,
+            model=self.manifest.name,
+            model_hash=self.manifest.model_hash,
+            rng=request.rng,
+            version=f"sd-lean {__version__}",
+        )
 
     def encode_prompts(self, request: Request) -> PromptEmbeddings:
         return encode_prompts(
@@ -149,29 +167,21 @@ class Pipeline:
         return latent.channels, request.height // latent.pixels, request.width // latent.pixels
 
     def _check_size(self, request: Request) -> None:
-        _, _, rows, columns = self._unet_shape()
-        for name, size, axis in (("height", request.height, rows), ("width", request.width, columns)):
-            pixels = self.manifest.latent.pixels
-            low, high = axis.min * pixels, axis.max * pixels
-            if size % pixels or not low <= size <= high:
-                nearest = min(max(round(size / pixels) * pixels, low), high)
-                accepted = f"multiples of {pixels} from {low} to {high}"
+        _, _, rows, columns = self._unet_ranges()
+        pixels = self.manifest.latent.pixels
+        for name, size, (low, high) in (("height", request.height, rows), ("width", request.width, columns)):
+            if size % pixels or not low * pixels <= size <= high * pixels:
+                nearest = min(max(round(size / pixels), low), high) * pixels
+                accepted = f"multiples of {pixels} from {low * pixels} to {high * pixels}"
                 raise UsageError(name, got=size, accepted=accepted, remedy=f"nearest: {nearest}")
 
-    def _unet_shape(self) -> tuple[Dim, int, Dim, Dim]:
-        """The range of the UNet's input: rows, channels, height and width in latent cells."""
-        (spec,) = (s for s in self.components.engine("unet").inputs if s.name == "sample")
-        batch, channels, height, width = spec.shape
-        fixed = [
-            axis if isinstance(axis, Dim) else Dim(name, axis, axis, axis)
-            for name, axis in (("batch", batch), ("height", height), ("width", width))
-        ]
-        assert isinstance(channels, int)
-        return fixed[0], channels, fixed[1], fixed[2]
+    def _unet_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Smallest and largest size of the UNet's input: rows, channels, height and width in latent cells."""
+        return next(s for s in self.components.engine("unet").inputs if s.name == "sample").ranges
 
     def batches(self, request: Request) -> list[range]:
         """The request's pictures in batches that the UNet takes; guidance needs two rows a picture."""
-        size = max(self._unet_shape()[0].max // (2 if request.guided else 1), 1)
+        size = max(self._unet_ranges()[0][1] // (2 if request.guided else 1), 1)
         return [range(i, min(i + size, request.num_images)) for i in range(0, request.num_images, size)]
 
     def close(self) -> None:
@@ -198,7 +208,7 @@ class Generation:
         started = time.perf_counter()
         self._embeddings = pipeline.encode_prompts(request)  # (P, T, D) for P prompts
         self._encode_seconds, self._denoise_seconds = time.perf_counter() - started, 0.0
-        self._plan = pipeline.plan(request)
+        self._plan = make_plan(pipeline.scheduler(request), request.num_inference_steps, eta=request.eta)
         self._batches = pipeline.batches(request)
         self._latents: list[Array] = []  # of finished batches, and of the one under way
         self._steps = self._run(latents)

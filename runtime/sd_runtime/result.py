@@ -71,4 +71,5 @@ class Result:
     @property
     def arrays(self) -> Array:
         """(B, H, W, 3) float32 in [0, 1]: what diffusers returns for output_type="np"."""
-        return np.clip(self.samples * np.float32(0.5) + np.float32(0.5), 0, 1).transpose(0, 2, 3, 1)
+        scaled: Array = np.clip(self.samples * np.float32(0.5) + np.float32(0.5), 0, 1)
+        return scaled.transpose(0, 2, 3, 1)

@@ -62,10 +62,14 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{self.dtype}({', '.join(map(str, self.shape))})"
 
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The smallest and the largest size of each axis."""
+        return tuple((axis.min, axis.max) if isinstance(axis, Dim) else (axis, axis) for axis in self.shape)
+
     def accepts(self, shape: tuple[int, ...]) -> bool:
         return len(shape) == len(self.shape) and all(
-            axis.min <= size <= axis.max if isinstance(axis, Dim) else size == axis
-            for size, axis in zip(shape, self.shape, strict=True)
+            low <= size <= high for size, (low, high) in zip(shape, self.ranges, strict=True)
         )
 
     def check(self, array: Shaped) -> None:
