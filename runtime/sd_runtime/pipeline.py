@@ -28,7 +28,7 @@ from .noise import NoiseSource
 from .prompt import PromptEmbeddings, Tokenizer, encode_prompts
 from .request import Request, make_request
 from .result import Result, Step, Timings
-from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
+from .sampling import SchedulerConfig, make_plan, resolve
 from .schema import parse_json
 from .tensor import Array, all_finite
 
@@ -45,9 +45,9 @@ class Pipeline:
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Pipeline:
-        """Open a bundle (a folder, or the name of an exported model; None: the only one there is) and load its engines.
+        """Open a bundle (a folder, or the name of an exported model; None: the only one there is), load its engines.
 
-        Errors: BundleError (missing, damaged), DependencyError (no engine library), EngineError, UsageError (device)."""
+        BundleError: missing or damaged; DependencyError: no engine library; EngineError; UsageError: device."""
         opened = Bundle.open(find_bundle(None if bundle is None else str(bundle)))
         components = Components(opened, choose_device(device))
         components.preload()
