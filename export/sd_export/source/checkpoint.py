@@ -1,0 +1,51 @@
+"""Checkpoint: what a MODEL turned out to be, where its parts lie, and the digest of every file that was read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Config = Mapping[str, Any]
+NETWORKS = ("text_encoder", "unet", "vae")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A supported checkpoint, complete on this disk, its weight files' headers checked.
+
+    `id` is MODEL as the user named it; `name` what a bundle of it is called; `revision` the hub's commit, None off the
+    hub; `architecture` a phrase for people.  `configs` holds the JSON of text_encoder, unet, vae and scheduler as in a
+    diffusers folder, whatever the layout on disk; `weights` the .safetensors file of each network (one and the same in
+    a single-file checkpoint); `tokenizer` the tokenizer's files, name → content, always with vocab.json and merges.txt.
+    `files` maps each file that was read (relative, POSIX) to its SHA-256 in hex.
+    """
+
+    id: str
+    name: str
+    revision: str | None
+    architecture: str
+    layout: Literal["diffusers", "single-file"]
+    model_index: Config
+    configs: Mapping[str, Config]
+    weights: Mapping[str, Path]
+    tokenizer: Mapping[str, bytes]
+    files: Mapping[str, str]
+
+
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Relative name → SHA-256 (hex) of each file, hashed in threads: hashlib releases the interpreter lock."""
+    names = sorted(names)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

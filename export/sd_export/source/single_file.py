@@ -1,0 +1,153 @@
+"""A single .safetensors with the keys of CompVis' Stable Diffusion 1.x, described without the network.
+
+The file holds three state dicts under prefixes and no config.  What the tensors' shapes tell (widths, depths, where
+attention sits) is taken from them, the rest is Stable Diffusion 1.5's.  The keys are renamed by diffusers' own
+conversion functions, which are pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import count
+from typing import TYPE_CHECKING
+
+from sd_runtime.errors import ExportError, one_line
+
+from . import stable_diffusion_1 as sd1
+from .architecture import unsupported
+from .checkpoint import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+PREFIXES = {
+    "text_encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
+CLIP_HEAD_SIZE = 64  # of every CLIP text model: heads = width / 64
+
+# Keys that give another model away, most telling first.
+MARKS = (
+    (r"double_blocks\.", "Flux"),
+    (r"joint_blocks\.", "Stable Diffusion 3"),
+    (r"^conditioner\.embedders\.", "Stable Diffusion XL"),
+    (r"^cond_stage_model\.model\.", "Stable Diffusion 2.x as a single file, whose keys do not tell what it predicts"),
+    (r"^control_model\.|input_hint_block\.|^controlnet_", "a ControlNet"),
+    (r"lora_", "a LoRA, an addition to a checkpoint"),
+    (
+        r"^(mid_block|encoder\.mid_block|decoder\.mid_block)\.",
+        "one network in diffusers' naming, not a whole checkpoint",
+    ),
+    (r"^(text_model\.)?encoder\.layers\.", "a text encoder on its own"),
+)
+
+
+def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
+    """The configs of text_encoder, unet, vae and scheduler from the tensors' names and shapes; ExportError if the file
+    is something else than a complete Stable Diffusion 1.x checkpoint."""
+    parts = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
+    if missing := [part for part, tensors in parts.items() if not tensors]:
+        _refuse_other(model, shapes)
+        raise ExportError(
+            f"model '{one_line(model)}' has no {', '.join(missing)} under Stable Diffusion 1.x keys",
+            accepted="; ".join(f"{prefix}*" for prefix in PREFIXES.values()),
+        )
+    try:
+        return {
+            "text_encoder": _text_encoder_config(parts["text_encoder"]),
+            "unet": _unet_config(parts["unet"]),
+            "vae": _vae_config(parts["vae"]),
+            "scheduler": sd1.SCHEDULER,
+        }
+    except (LookupError, ValueError) as error:
+        _refuse_other(model, shapes)
+        reason = one_line(str(error))
+        raise ExportError(
+            f"model '{one_line(model)}' has not the tensors of Stable Diffusion 1.x ({reason})"
+        ) from error
+
+
+def _refuse_other(model: str, shapes: Shapes) -> None:
+    for mark, kind in MARKS:
+        if any(re.search(mark, name) for name in shapes):
+            raise unsupported(model, kind)
+
+
+def _strip(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _text_encoder_config(shapes: Shapes) -> Config:
+    shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+    vocab_size, width = shapes["embeddings.token_embedding.weight"]
+    if vocab_size != sd1.TEXT_ENCODER["vocab_size"]:
+        raise ValueError(f"a vocabulary of {vocab_size} tokens instead of CLIP's")
+    return sd1.TEXT_ENCODER | {
+        "hidden_size": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "num_attention_heads": max(1, width // CLIP_HEAD_SIZE),
+        "num_hidden_layers": _count(shapes, "encoder.layers.{}.layer_norm1.weight"),
+        "projection_dim": width,
+    }
+
+
+def _unet_config(shapes: Shapes) -> Config:
+    """input_blocks: 0 is the first convolution; then, per level, `layers` residual blocks and a downsampling `op`."""
+    blocks = _count(shapes, "input_blocks.{}.0", prefix=True)
+    layers = next((i for i in range(1, blocks) if f"input_blocks.{i}.0.op.weight" in shapes), blocks) - 1
+    firsts = range(1, blocks, layers + 1)
+    attends = [f"input_blocks.{i}.1.proj_in.weight" in shapes for i in firsts]
+    context = {size[1] for name, size in shapes.items() if name.endswith(".attn2.to_k.weight")}
+    return sd1.UNET | {
+        "block_out_channels": [shapes[f"input_blocks.{i}.0.out_layers.3.weight"][0] for i in firsts],
+        "cross_attention_dim": max(context),
+        "down_block_types": ["CrossAttnDownBlock2D" if attended else "DownBlock2D" for attended in attends],
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "layers_per_block": layers,
+        "out_channels": shapes["out.2.weight"][0],
+        "up_block_types": ["CrossAttnUpBlock2D" if attended else "UpBlock2D" for attended in reversed(attends)],
+    }
+
+
+def _vae_config(shapes: Shapes) -> Config:
+    levels = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
+    return sd1.VAE | {
+        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "layers_per_block": _count(shapes, "encoder.down.0.block.{}.conv1.weight"),
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def _count(shapes: Shapes, pattern: str, *, prefix: bool = False) -> int:
+    """How many of pattern.format(0), pattern.format(1), … exist, as names or as starts of names; at least one."""
+
+    def exists(name: str) -> bool:
+        return any(n.startswith(name + ".") for n in shapes) if prefix else name in shapes
+
+    number = next(i for i in count() if not exists(pattern.format(i)))
+    if number == 0:
+        raise KeyError(pattern.format(0))
+    return number
+
+
+def to_diffusers(network: str, state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """One network's tensors, renamed from CompVis' keys to diffusers' and transformers'."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    converted: dict[str, Tensor]
+    if network == "unet":
+        converted = convert_ldm_unet_checkpoint(state, config)
+    elif network == "vae":
+        converted = convert_ldm_vae_checkpoint(state, config)
+    else:
+        converted = {name.removeprefix(PREFIXES[network]): tensor for name, tensor in state.items()}
+    return converted

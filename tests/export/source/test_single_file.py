@@ -1,0 +1,279 @@
+"""Single-file checkpoints with CompVis' keys: made here by a mapping of our own, read back through diffusers'."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from sd_export.source import load_text_encoder, load_unet, load_vae, resolve_checkpoint
+from sd_export.source.single_file import infer_configs
+from sd_runtime.errors import ExportError
+from transformers import CLIPTextConfig, CLIPTextModel
+
+State = dict[str, torch.Tensor]
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+VAE_NAMES = [
+    (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    ("conv_shortcut", "nin_shortcut"),
+    ("conv_norm_out", "norm_out"),
+    ("group_norm", "norm"),
+    (r"to_out\.0", "proj_out"),
+    (r"\.to_([qkv])\.", r".\1."),
+]
+
+
+def unet_key(name: str, layers: int, attends: tuple[bool, ...]) -> str:
+    """The CompVis key of a UNet parameter; `layers` a level, `attends` says which up levels have attention."""
+    stem, _, kind = name.rpartition(".")
+    if stem in UNET_ENDS:
+        return f"{UNET_ENDS[stem]}.{kind}"
+    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
+        index = 1 if match[1] == "attentions" else 2 * int(match[2])
+        return f"middle_block.{index}.{unet_inner(match[3])}"
+    match = re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.*)", name)
+    assert match, name
+    level, item = int(match[2]), int(match[4])
+    if match[1] == "down":
+        if match[3] == "downsamplers":
+            return f"input_blocks.{(level + 1) * (layers + 1)}.0.{match[5].replace('conv', 'op')}"
+        return f"input_blocks.{1 + level * (layers + 1) + item}.{int(match[3] == 'attentions')}.{unet_inner(match[5])}"
+    if match[3] == "upsamplers":
+        return f"output_blocks.{level * (layers + 1) + layers}.{1 + attends[level]}.{match[5]}"
+    return f"output_blocks.{level * (layers + 1) + item}.{int(match[3] == 'attentions')}.{unet_inner(match[5])}"
+
+
+def unet_inner(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"{RESNET.get(first, first)}.{rest}"
+
+
+def vae_key(name: str, levels: int) -> str:
+    name = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
+    name = re.sub(r"(up\.\d)\.resnets\.(\d)", r"\1.block.\2", name)
+    name = re.sub(r"(up\.\d)\.upsamplers\.0", r"\1.upsample", name)
+    for pattern, replacement in VAE_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def to_single_file(text_encoder: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderKL) -> State:
+    """The three networks as one state dict of CompVis' Stable Diffusion 1.x."""
+    attends = tuple("CrossAttn" in block for block in unet.config.up_block_types)
+    layers, levels = unet.config.layers_per_block, len(vae.config.block_out_channels)
+    state = {}
+    for name, tensor in unet.state_dict().items():
+        state[f"model.diffusion_model.{unet_key(name, layers, attends)}"] = tensor
+    for name, tensor in vae.state_dict().items():
+        is_linear = re.search(r"attentions\.0\.to_.*weight", name)
+        state[f"first_stage_model.{vae_key(name, levels)}"] = tensor[:, :, None, None] if is_linear else tensor
+    for name, tensor in text_encoder.state_dict().items():
+        state[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    state["alphas_cumprod"] = torch.linspace(1, 0, 1000)
+    return state
+
+
+def save(path: Path, state: State) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def state(tiny) -> State:
+    return to_single_file(tiny.text_encoder, tiny.unet, tiny.vae)
+
+
+@pytest.fixture(scope="module")
+def single_file(state, tmp_path_factory) -> Path:
+    return save(tmp_path_factory.mktemp("single") / "My model v1.0.safetensors", state)
+
+
+def test_networks_equal_the_ones_it_was_made_of(tiny, single_file) -> None:
+    checkpoint = resolve_checkpoint(str(single_file))
+    assert (checkpoint.name, checkpoint.revision) == ("My model v1.0", None)
+    assert list(checkpoint.files) == [single_file.name]
+    for network, load in {"text_encoder": load_text_encoder, "unet": load_unet, "vae": load_vae}.items():
+        loaded, expected = load(checkpoint).state_dict(), getattr(tiny, network).state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_configs_give_the_same_networks(tiny, single_file) -> None:
+    """What the shapes do not tell is Stable Diffusion 1.5's; only the size of training pictures cannot be known."""
+    configs = resolve_checkpoint(str(single_file)).configs
+    for network, reference in {"unet": tiny.unet, "vae": tiny.vae}.items():
+        built = dict(type(reference).from_config(configs[network]).config)
+        for field in (f for f in reference.config if not f.startswith("_") and f != "sample_size"):
+            expected = reference.config[field]
+            assert built[field] == (list(expected) if isinstance(expected, tuple) else expected), field
+
+
+def test_equals_diffusers_own_reading(tiny, single_file) -> None:
+    reference = StableDiffusionPipeline.from_single_file(
+        str(single_file), config=str(tiny.folder), local_files_only=True, safety_checker=None
+    )
+    checkpoint = resolve_checkpoint(str(single_file))
+    for network, load in {"text_encoder": load_text_encoder, "unet": load_unet, "vae": load_vae}.items():
+        loaded, expected = load(checkpoint).state_dict(), getattr(reference, network).state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_half_precision_file_is_read_in_full(tiny, state, tmp_path) -> None:
+    half = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in state.items()}
+    loaded = load_unet(resolve_checkpoint(str(save(tmp_path / "half.safetensors", half)))).state_dict()
+    expected = tiny.unet.state_dict()
+    assert all(torch.equal(loaded[name], tensor.to(torch.bfloat16).float()) for name, tensor in expected.items())
+
+
+def test_true_sizes_give_the_published_configs() -> None:
+    """Stable Diffusion 1.5's own config.json files, from nothing but names and shapes."""
+    unet_config = {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        "act_fn": "silu",
+        "attention_head_dim": 8,
+        "center_input_sample": False,
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "sample_size": 64,
+    }
+    vae_config = {
+        "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    text_config = {
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        "eos_token_id": 2,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 768,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "pad_token_id": 1,
+        "projection_dim": 768,
+        "vocab_size": 49408,
+    }
+    with torch.device("meta"):
+        state = to_single_file(
+            CLIPTextModel(CLIPTextConfig(**text_config)),
+            UNet2DConditionModel.from_config(unet_config),
+            AutoencoderKL.from_config(vae_config),
+        )
+    configs = infer_configs("true sizes", {name: tuple(tensor.shape) for name, tensor in state.items()})
+    assert configs["unet"] == unet_config | {"_class_name": "UNet2DConditionModel"}
+    assert configs["vae"] == vae_config | {"_class_name": "AutoencoderKL"}
+    assert configs["text_encoder"] == text_config | {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "first_stage" not in k}, "has no vae under"),
+        (lambda s: {k: v for k, v in s.items() if "diffusion" not in k}, "has no unet under"),
+        (
+            lambda s: {k.replace("cond_stage_model.transformer", "cond_stage_model.model"): v for k, v in s.items()},
+            "2.x",
+        ),
+        (lambda s: {k.replace("cond_stage_model", "conditioner.embedders.0"): v for k, v in s.items()}, "Diffusion XL"),
+        (lambda s: {"model.diffusion_model.joint_blocks.0.x": torch.zeros(1)}, "Stable Diffusion 3"),
+        (lambda s: {"model.diffusion_model.double_blocks.0.x": torch.zeros(1)}, "Flux"),
+        (lambda s: {"control_model.input_blocks.0.0.weight": torch.zeros(1)}, "ControlNet"),
+        (lambda s: {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(1)}, "LoRA"),
+        (lambda s: {"mid_block.resnets.0.norm1.weight": torch.zeros(1)}, "one network in diffusers' naming"),
+        (lambda s: {"text_model.encoder.layers.0.x": torch.zeros(1)}, "text encoder on its own"),
+        (lambda s: {}, "has no text_encoder, unet, vae under"),
+        (lambda s: s | {INPUT: torch.zeros(32, 9, 3, 3)}, "an inpainting model"),
+        (lambda s: s | {TOKENS: torch.zeros(1000, 64)}, "vocabulary of 1000 tokens"),
+        (lambda s: {k: v for k, v in s.items() if k != INPUT}, "not the tensors of Stable Diffusion 1.x"),
+        (lambda s: s | {INPUT: torch.zeros(3)}, "not the tensors of Stable Diffusion 1.x"),
+    ],
+)
+def test_other_files_are_refused_by_name(state, tmp_path, change, message) -> None:
+    path = save(tmp_path / "other.safetensors", change(state))
+    with pytest.raises(ExportError, match=message) as caught:
+        resolve_checkpoint(str(path))
+    assert "\n" not in str(caught.value)
+
+
+INPUT = "model.diffusion_model.input_blocks.0.0.weight"
+TOKENS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+
+
+def test_missing_tensor_is_named(state, tmp_path) -> None:
+    gone = "model.diffusion_model.out.0.bias"
+    path = save(tmp_path / "gap.safetensors", {name: t for name, t in state.items() if name != gone})
+    with pytest.raises(ExportError, match=r"missing conv_norm_out\.bias"):
+        load_unet(resolve_checkpoint(str(path)))
+
+
+def test_network_is_never_asked(single_file, tmp_path) -> None:
+    """Reading, converting and loading a single file, with connections forbidden and an empty hub cache."""
+    code = f"""
+import sys, json
+def forbid(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        raise SystemExit(f"{{event}} {{args}}")
+sys.addaudithook(forbid)
+from sd_export.source import resolve_checkpoint, load_text_encoder, load_unet, load_vae
+checkpoint = resolve_checkpoint({str(single_file)!r})
+for load in (load_text_encoder, load_unet, load_vae):
+    load(checkpoint)
+print(json.dumps(sorted(checkpoint.tokenizer)))
+"""
+    env = {"HF_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert out.returncode == 0, out.stderr
+    assert {"vocab.json", "merges.txt"} <= set(json.loads(out.stdout))
