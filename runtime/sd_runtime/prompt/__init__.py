@@ -9,6 +9,15 @@ encode             chunks → encoder_hidden_states
 
 from .chunks import Chunk, TokenizedPrompt
 from .encode import PromptEmbeddings, encode_prompts
+from .textual_inversion import TokenEmbeddings, load_textual_inversion
 from .tokenizer import Tokenizer
 
-__all__ = ["Chunk", "PromptEmbeddings", "TokenizedPrompt", "Tokenizer", "encode_prompts"]
+__all__ = [
+    "Chunk",
+    "PromptEmbeddings",
+    "TokenEmbeddings",
+    "TokenizedPrompt",
+    "Tokenizer",
+    "encode_prompts",
+    "load_textual_inversion",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from ..engines.protocol import Engine
 from ..errors import NumericalError
 from ..tensor import Array, Dim, all_finite
-from .chunks import Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
+from .chunks import NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
+from .textual_inversion import TokenEmbeddings
 from .tokenizer import Tokenizer, check_text
 from .weights import parse_weights
 
@@ -43,12 +44,14 @@ def encode_prompts(
     *,
     weighting: bool = True,
     truncate: bool = False,
+    embeddings: TokenEmbeddings | None = None,
 ) -> PromptEmbeddings:
     """Encode prompts, and as many negative prompts if there is guidance.
 
     `weighting` reads AUTOMATIC1111's syntax (see `weights`), else brackets are text; `truncate` keeps 77 tokens of
     each prompt where otherwise chunks are added.  A plain prompt of up to 75 tokens gives what diffusers' encode_prompt
-    gives.
+    gives.  `embeddings` adds the words of textual inversions; `text_encoder` must then be of the form "embeds", which
+    takes `inputs_embeds` (n, 77, D) float32 instead of `input_ids` (n, 77) int64.
 
     Errors: UsageError (not text, too long, bad weight), EngineError, NumericalError (the text encoder overflowed).
     """
@@ -56,16 +59,20 @@ def encode_prompts(
         for text in texts:
             check_text(text, name)
 
+    words = tokenizer if embeddings is None else embeddings.extend(tokenizer)
+    vectors = NO_VECTORS if embeddings is None else embeddings.vectors
+
     def tokenize(text: str) -> TokenizedPrompt:
         fragments = parse_weights(text) if weighting else [(text, 1.0)]
-        return tokenize_prompt(tokenizer, fragments, truncate=truncate)
+        return tokenize_prompt(words, fragments, truncate=truncate, vectors=vectors)
 
     positive = [tokenize(text) for text in prompts]
     negative = [tokenize(text) for text in negative_prompts or ()]
     count = max(len(prompt.chunks) for prompt in [*positive, *negative])
     filler = empty_chunk(tokenizer)
     padded = [prompt.chunks + (filler,) * (count - len(prompt.chunks)) for prompt in [*positive, *negative]]
-    hidden = encode_chunks(text_encoder, [chunk for chunks in padded for chunk in chunks])  # (rows·chunks, 77, D)
+    flat = [chunk for chunks in padded for chunk in chunks]
+    hidden = encode_chunks(text_encoder, flat, embeddings)  # (rows·chunks, 77, D)
     hidden = hidden.reshape(len(padded), -1, hidden.shape[-1])  # (rows, 77·chunks, D)
     return PromptEmbeddings(
         hidden[: len(positive)],
@@ -75,11 +82,11 @@ def encode_prompts(
     )
 
 
-def encode_chunks(text_encoder: Engine, chunks: Sequence[Chunk]) -> Array:
+def encode_chunks(text_encoder: Engine, chunks: Sequence[Chunk], embeddings: TokenEmbeddings | None = None) -> Array:
     """(len(chunks), 77, D) float32: the text encoder's last hidden states, weighted.  It sees no row of ids twice."""
-    distinct = {chunk.ids: None for chunk in chunks}
-    index = {ids: row for row, ids in enumerate(distinct)}
-    hidden = _last_hidden_state(text_encoder, distinct)
+    index = {ids: row for row, ids in enumerate(dict.fromkeys(chunk.ids for chunk in chunks))}
+    ids = np.array(list(index), np.int64)  # (n, 77)
+    hidden = _last_hidden_state(text_encoder, ids if embeddings is None else embeddings.look_up(ids))
     if not all_finite(hidden):
         raise NumericalError("text encoder", got="NaN or infinity", remedy="export the bundle with --precision fp32")
     rows = [hidden[index[chunk.ids]] for chunk in chunks]
@@ -101,10 +108,11 @@ def weigh(hidden: Array, weights: Sequence[float]) -> Array:
     return restored
 
 
-def _last_hidden_state(text_encoder: Engine, rows: Iterable[Sequence[int]]) -> Array:
-    """Run the text encoder on rows of 77 ids, as many at a time as it takes."""
-    ids = np.array(list(rows), np.int64)  # (n, 77)
+def _last_hidden_state(text_encoder: Engine, rows: Array) -> Array:
+    """Run the text encoder on its one input, as many rows at a time as it takes."""
     (spec,) = text_encoder.inputs
     batch = spec.shape[0].max if isinstance(spec.shape[0], Dim) else spec.shape[0]
-    parts = [text_encoder.run({spec.name: ids[i : i + batch]})["last_hidden_state"] for i in range(0, len(ids), batch)]
+    parts = [
+        text_encoder.run({spec.name: rows[i : i + batch]})["last_hidden_state"] for i in range(0, len(rows), batch)
+    ]
     return np.concatenate(parts)

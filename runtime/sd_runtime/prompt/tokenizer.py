@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -38,6 +39,7 @@ def byte_alphabet() -> dict[int, str]:
 
 
 ALPHABET = byte_alphabet()
+BYTES = {char: bytes([byte]) for byte, char in ALPHABET.items()}
 
 
 class Kinds(dict[int, str]):
@@ -72,6 +74,11 @@ def symbols(piece: str) -> list[str]:
     word = list(piece.encode().decode("latin-1").translate(ALPHABET))
     word[-1] += END_OF_WORD
     return word
+
+
+def spell(symbol: str) -> bytes:
+    """The UTF-8 bytes that a symbol stands for, with a blank at the end of a word."""
+    return b"".join(BYTES.get(char) or char.encode() for char in symbol.replace(END_OF_WORD, " "))
 
 
 def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> list[str]:
@@ -126,17 +133,26 @@ def check_text(text: object, what: str = "prompt") -> None:
 
 
 class AddedTokens:
-    """Finds added tokens in text: the leftmost first, of several there the longest."""
+    """Finds added tokens in text: the leftmost first, of several there the longest.
 
-    def __init__(self, ids: Mapping[str, int]) -> None:
+    `whole_words` passes over those that are part of a longer word."""
+
+    def __init__(self, ids: Mapping[str, int], *, whole_words: bool = False) -> None:
         self._ids = ids
-        longest_first = sorted(map(re.escape, ids), key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(longest_first)})") if ids else None
+        longest_first = sorted(ids, key=len, reverse=True)
+        patterns = [_whole(token) if whole_words else re.escape(token) for token in longest_first]
+        self._pattern = re.compile(f"({'|'.join(patterns)})") if ids else None
 
     def split(self, text: str) -> Iterator[str | int]:
         """The ids of added tokens, and the text before, between and after them."""
         for i, part in enumerate(self._pattern.split(text) if self._pattern else [text]):
             yield self._ids[part] if i % 2 else part
+
+
+def _whole(token: str) -> str:
+    """A pattern for `token` where neither of its ends continues a word."""
+    before, after = r"(?<!\w)" if token[0].isalnum() else "", r"(?!\w)" if token[-1].isalnum() else ""
+    return before + re.escape(token) + after
 
 
 class Tokenizer:
@@ -154,6 +170,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (ids[token] for token in roles)
         self._typed = AddedTokens({t.content: ids[t.content] for t in added if not t.normalized})
         self._normalized = AddedTokens({normalize(t.content): ids[t.content] for t in added if t.normalized})
+        self._words, self._spelt = AddedTokens({}), dict[int, bytes]()
         self._remembered_word = lru_cache(CACHED_WORDS)(self._word)
 
     @classmethod
@@ -166,24 +183,37 @@ class Tokenizer:
         """File name → content of a tokenizer folder; names other than `vocabulary.FILES` are ignored."""
         return cls(read_vocabulary(files))
 
+    def with_words(self, ids: Mapping[str, int]) -> Tokenizer:
+        """This tokenizer, with further words as single tokens: word → id.
+
+        They are found whatever their case, but not within longer words: not `sks` in `asks`."""
+        extended = copy(self)
+        extended._words = AddedTokens({normalize(word): ids[word] for word in ids}, whole_words=True)
+        extended._spelt = {ids[word]: f"{word} ".encode() for word in ids}
+        return extended
+
     def encode(self, text: str) -> list[int]:
         """`text` as token ids, without the begin and end tokens.  UsageError for non-text and lone surrogates."""
         check_text(text)
         ids: list[int] = []
-        for typed in self._typed.split(text):
-            if isinstance(typed, int):
-                ids.append(typed)
-                continue
-            for part in self._normalized.split(normalize(typed)):
-                ids.extend([part] if isinstance(part, int) else self._plain(part))
+        for part in self._split(text):
+            ids.extend([part] if isinstance(part, int) else self._plain(part))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Token ids as readable text: lower case, one blank after each word."""
-        texts = {index: token for token, index in self._ids.items()}
-        text = "".join(texts[index] for index in ids).replace(END_OF_WORD, " ")
-        bytes_of = {symbol: bytes([byte]) for byte, symbol in ALPHABET.items()}
-        return b"".join(bytes_of.get(c) or c.encode() for c in text).decode("utf-8", "replace").strip()
+        tokens = {index: token for token, index in self._ids.items()}
+        data = b"".join(self._spelt[index] if index in self._spelt else spell(tokens[index]) for index in ids)
+        return data.decode("utf-8", "replace").strip()
+
+    def _split(self, text: str) -> Iterator[str | int]:
+        """The ids of added tokens, and the text between them, normalised."""
+        for typed in self._typed.split(text):
+            if isinstance(typed, int):
+                yield typed
+                continue
+            for part in self._normalized.split(normalize(typed)):
+                yield from [part] if isinstance(part, int) else self._words.split(part)
 
     def _plain(self, text: str) -> Iterator[int]:
         """Ids of normalised text that holds no added token."""

@@ -8,13 +8,13 @@ r"""AUTOMATIC1111's prompt syntax → fragments of text, each with a weight.
 
 Behaves as `parse_prompt_attention` in modules/prompt_parser.py of github.com/AUTOMATIC1111/stable-diffusion-webui:
 brackets left open reach to the end, closing brackets that match nothing are text, and round and square brackets do not
-see each other.  Two things differ, both where the original breaks down: weights that are no number are an error, and
-so are more than MAX_DEPTH brackets open at once (the time would grow with their square).
+see each other.  What differs is where the original breaks down: weights that are no number or beyond MAX_WEIGHT are an
+error, and so are more than MAX_DEPTH brackets open at once (the time would grow with their square).  Not read at all:
+prompt editing ([a:b:0.5], [a|b]) and AND, which change the prompt from step to step or combine several.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import groupby
 
@@ -22,47 +22,42 @@ from ..errors import UsageError
 
 Fragment = tuple[str, float]
 
-LEVEL = 1.1
 BREAK: Fragment = ("BREAK", -1.0)
+FACTORS = {"(": 1.1, "[": 1 / 1.1}  # what a pair of brackets does to the weight of its text
+CLOSES = {")": "(", "]": "["}
 MAX_DEPTH = 100
+MAX_WEIGHT = 1000
 
-PATTERN = re.compile(r"\\[()\[\]\\]?|[(\[)\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
+PATTERN = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
 
 
 def parse_weights(prompt: str) -> list[Fragment]:
     """`prompt` as (text, weight) in order; a BREAK is the fragment `BREAK`.  At least one fragment, "" for no text."""
     texts: list[str] = []
     weights: list[float] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}  # where each open bracket's text starts in `texts`
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # where in `texts` the text of each open bracket starts
 
     def scale(start: int, factor: float) -> None:
         weights[start:] = [weight * factor for weight in weights[start:]]
 
     for match in PATTERN.finditer(prompt):
         text, number = match[0], match[1]
-        if text.startswith("\\"):
-            fragments = [(text[1:], 1.0)]
-        elif text in opened:
+        bracket = CLOSES.get(text) if number is None else "("
+        if text in opened:
             opened[text].append(len(texts))
             _check_depth(len(opened["("]) + len(opened["["]))
-            continue
-        elif number is not None and opened["("]:
-            scale(opened["("].pop(), _number(number))
-            continue
-        elif text == ")" and opened["("]:
-            scale(opened["("].pop(), LEVEL)
-            continue
-        elif text == "]" and opened["["]:
-            scale(opened["["].pop(), 1 / LEVEL)
-            continue
+        elif bracket is not None and opened[bracket]:
+            scale(opened[bracket].pop(), FACTORS[bracket] if number is None else _number(number))
         else:
-            fragments = split_breaks(text)
-        texts += [text for text, _ in fragments]
-        weights += [weight for _, weight in fragments]
-    for start in opened["("]:
-        scale(start, LEVEL)
-    for start in opened["["]:
-        scale(start, 1 / LEVEL)
+            for part, weight in [(text[1:], 1.0)] if text.startswith("\\") else split_breaks(text):
+                texts.append(part)
+                weights.append(weight)
+    for bracket in opened:
+        for start in opened[bracket]:
+            scale(start, FACTORS[bracket])
+    for weight in weights:
+        if not abs(weight) <= MAX_WEIGHT:
+            raise UsageError("prompt: weight", got=weight, accepted=f"-{MAX_WEIGHT} to {MAX_WEIGHT} in all")
     return _joined(texts, weights) or [("", 1.0)]
 
 
@@ -83,12 +78,9 @@ def _joined(texts: list[str], weights: list[float]) -> list[Fragment]:
 
 def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if not abs(value) <= 100:
-        raise UsageError("prompt: weight", got=text, accepted="numbers from -100 to 100")
-    return value
+        raise UsageError("prompt: weight", got=text, accepted="a number") from None
 
 
 def _check_depth(depth: int) -> None:
