@@ -1,8 +1,8 @@
 """A float32 graph → the same graph in float16, typed throughout, for runtimes that take precision from the graph.
 
 Kept in float32: the graph's inputs and outputs (cast at the edge), what follows from the timestep up to the first
-matrix product (its sinusoids turn through thousands of radians), floats that are made from integers, and Resize's
-scales.  The statistics of normalisations stay float32 through the operators' own stash_type.
+matrix product (its sinusoids turn through thousands of radians), likewise what follows from floats that are made from
+integers and from the network's own casts to float32, and Resize's scales.  The statistics of normalisations stay float32 through the operators' own stash_type.
 """
 
 from __future__ import annotations
@@ -49,12 +49,14 @@ def to_float16(model: ir.Model) -> None:
 
 
 def _float32_values(graph: ir.Graph) -> set[ir.Value]:
-    """The values computed in float32: they derive from the timestep, or from no float at all, without a product."""
+    """The values computed in float32: they derive, without a product between, from the timestep, from a cast to
+    float32 that the network itself makes, or from no float at all."""
     wide = {value for value in graph.inputs if value.name == "timestep"}
     for node in graph:
         floats = [value for value in node.inputs if value is not None and value.dtype == FLOAT]
-        from_wide = any(value in wide for value in floats) and node.op_type not in _PRODUCTS
-        wide.update(value for value in node.outputs if value.dtype == FLOAT and (from_wide or not floats))
+        follows = node.op_type not in _PRODUCTS and any(value in wide for value in floats)
+        if follows or not floats or node.op_type == "Cast":
+            wide.update(value for value in node.outputs if value.dtype == FLOAT)
     return wide
 
 
