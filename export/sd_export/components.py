@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import onnx
 from sd_runtime.manifest import Component, Graph, Precision
 from torch import nn
 
-from . import modules, signature
-from .forms import text_embeds
+from . import modules, signature, step_graph
+from .forms import text_embeds, write_forms
 from .precision import to_float16
 from .progress import Progress
 from .signature import Signature, Sizes
@@ -58,10 +58,30 @@ def export_component(
             embeds = signature.text_embeds_signature(sizes)
             save_graph(text_embeds(place / GRAPH, embeds), place / "model_embeds.onnx")
             graphs["embeds"] = _graph(f"{name}/model_embeds.onnx", embeds)
+        graphs |= write_forms(folder, graphs["plain"], precision)
     with progress.stage(f"{name}: check"):
         for graph in graphs.values():
             onnx.checker.check_model(str(folder / graph.path), full_check=True)
     return Component(f"{name}/{WEIGHTS}", graphs)
+
+
+def export_loop(checkpoint: Checkpoint, names: Collection[str], folder: Path) -> dict[str, Component]:
+    """The graphs without weights that keep the loop on the GPU around the networks `names`; see `step_graph`."""
+    sizes = Sizes.of(checkpoint.configs)
+    graphs = {}
+    if "unet" in names:
+        for form, guided in (("plain", False), ("guided", True)):
+            tensors = step_graph.step_signature(sizes, guided=guided)
+            graphs["sampler_step", form] = step_graph.step_graph(sizes, guided=guided), tensors
+    if "vae_decoder" in names:
+        graphs["pixels", "plain"] = step_graph.pixels_graph(), step_graph.pixels_signature(sizes)
+    components: dict[str, Component] = {}
+    for (name, form), (model, tensors) in graphs.items():
+        path = f"{name}/model.onnx" if form == "plain" else f"{name}/model_{form}.onnx"
+        (folder / name).mkdir(exist_ok=True)
+        (folder / path).write_bytes(model.SerializeToString(deterministic=True))
+        components.setdefault(name, Component(None, {})).graphs[form] = _graph(path, tensors)
+    return components
 
 
 def _text_encoder(checkpoint: Checkpoint, sizes: Sizes) -> Network:

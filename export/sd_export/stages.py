@@ -66,11 +66,12 @@ def _require_libraries() -> None:
 def _export_components(
     request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Component]:
-    from .components import export_component  # imports torch: only once there is something to trace
+    from .components import export_component, export_loop  # imports torch: only once there is something to trace
 
-    return {
+    networks = {
         name: export_component(name, checkpoint, request.precision, folder, progress) for name in request.components
     }
+    return networks | export_loop(checkpoint, request.components, folder)
 
 
 def _is_current(target: Path, request: ExportRequest, checkpoint: Checkpoint) -> bool:
@@ -83,7 +84,7 @@ def _is_current(target: Path, request: ExportRequest, checkpoint: Checkpoint) ->
         not request.force
         and manifest.source.files == dict(checkpoint.files)
         and manifest.precision == request.precision
-        and set(manifest.components) == set(request.components)
+        and {n for n, c in manifest.components.items() if c.weights is not None} == set(request.components)
         and manifest.exporter == _exporter()
         and all((target / n).is_file() and (target / n).stat().st_size == f.size for n, f in manifest.files.items())
     )

@@ -1,4 +1,4 @@
-"""Further graphs of a component over the same weights file."""
+"""The text encoder from token embeddings on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from sd_runtime.errors import ExportError
 
-from .precision import cast
-from .signature import Signature
+from ..precision import cast
+from ..signature import Signature
 
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # (vocabulary, D): the table of input embeddings
 

@@ -1,0 +1,121 @@
+"""Attention as other runtimes want it: taken apart where they have no such operator, or as their own.
+
+ONNX's Attention (opset 23) takes Q, K and V as (B, heads, S, D) and an optional mask; torch traces it between a Reshape
+and a Transpose for each, from (B, S, heads · D).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .editor import NUMPY, Editor, attribute, dtype_of, needed, only_user, producer, static
+
+SPLIT_HEADS = [0, 2, 1, 3]  # (B, S, heads, D) ↔ (B, heads, S, D)
+
+
+def decompose_attention(editor: Editor, *, above: int = 0) -> None:
+    """softmax(Q Kᵀ · scale + mask) V in single operators, for heads wider than `above`.
+
+    The scale is applied to Q, the smaller side, and K is transposed once, straight from (B, S, heads, D): engine
+    builders recognise this form and fuse it again where they can."""
+    for node in editor.nodes("Attention"):
+        query, key, value = (needed(v) for v in node.inputs[:3])
+        width = static(query, 3)
+        if width <= above:
+            continue
+        editor.before(node)
+        scaled = editor.add("Mul", [query, editor.scalar(scale_of(node), query)], "scaled", like=query)
+        scores = _scores(editor, scaled, key)
+        if (mask := mask_of(node)) is not None:
+            scores = editor.add("Where", [mask, scores, _minus_infinity(editor, scores)], "masked", like=scores)
+        weights = editor.add("Softmax", [scores], "softmax", like=scores, axis=-1)
+        result = editor.add("MatMul", [weights, value], "result", like=node.outputs[0])
+        editor.replace(node.outputs[0], result)
+    editor.finish()
+
+
+def use_multi_head_attention(editor: Editor) -> None:
+    """ONNX Runtime's MultiHeadAttention, straight from the projections' (B, S, heads · D) and back to it.
+
+    Q, K and V stay three matrix products: its flash and cuDNN kernels read them in place as they are, but unpack a
+    packed QKV first; and a packed weight, (in, 3 · out), would lie across the three that the other forms share."""
+    for node in editor.nodes("Attention"):
+        sources = [_before_heads(needed(v)) for v in node.inputs[:3]]
+        merged = _after_heads(node.outputs[0])
+        if merged is None or any(source is None for source in sources):
+            continue
+        query = needed(node.inputs[0])
+        editor.before(node)
+        inputs: list[ir.Value | None] = [*sources]
+        if (mask := mask_of(node)) is not None:
+            inputs += [None, None, _bias(editor, mask, query)]  # neither a bias nor a mask by length
+        attended = editor.add(
+            "MultiHeadAttention",
+            inputs,
+            "fused",
+            like=merged,
+            domain="com.microsoft",
+            num_heads=static(query, 1),
+            scale=scale_of(node),
+        )
+        editor.replace(merged, attended)
+    editor.finish()
+
+
+def scale_of(node: ir.Node) -> float:
+    return float(attribute(node, "scale") or static(needed(node.inputs[0]), 3) ** -0.5)
+
+
+def mask_of(node: ir.Node) -> ir.Value | None:
+    """The boolean mask, as small as it is given: torch expands it to the batch, which broadcasting does as well."""
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    expand = producer(mask, "Expand")
+    return expand.inputs[0] if expand is not None else mask
+
+
+def _scores(editor: Editor, scaled: ir.Value, key: ir.Value) -> ir.Value:
+    """Q Kᵀ: (B, heads, S, L)."""
+    assert scaled.shape is not None and key.shape is not None
+    split = producer(key, "Transpose")
+    assert split is not None and list(attribute(split, "perm")) == SPLIT_HEADS
+    batch, heads, length, width = key.shape
+    source = [needed(split.inputs[0])]
+    transposed = editor.add(
+        "Transpose", source, "key", like=key, shape=[batch, heads, width, length], perm=[0, 2, 3, 1]
+    )
+    shape = [*scaled.shape[:3], length]
+    return editor.add("MatMul", [scaled, transposed], "scores", like=scaled, shape=shape)
+
+
+def _minus_infinity(editor: Editor, like: ir.Value) -> ir.Value:
+    """The most negative finite number: a row that is masked altogether gives no NaN."""
+    dtype = dtype_of(like)
+    lowest = {ir.DataType.FLOAT: -3.0e38, ir.DataType.FLOAT16: -65504.0, ir.DataType.BFLOAT16: -3.0e38}[dtype]
+    return editor.scalar(lowest, like)
+
+
+def _bias(editor: Editor, mask: ir.Value, query: ir.Value) -> ir.Value:
+    """The same mask as numbers to add: 0 where attention may look, hugely negative where not."""
+    assert mask.const_value is not None
+    allowed = mask.const_value.numpy()
+    lowest = _minus_infinity(editor, query).const_value
+    assert lowest is not None
+    dtype = dtype_of(query)
+    return editor.constant(
+        f"{mask.name}/bias/{dtype.name.lower()}", np.where(allowed, 0, lowest.numpy()).astype(NUMPY[dtype])
+    )
+
+
+def _before_heads(value: ir.Value) -> ir.Value | None:
+    """(B, S, heads · D) that `value` (B, heads, S, D) was split from."""
+    transpose = producer(value, "Transpose")
+    reshape = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
+    return reshape.inputs[0] if reshape is not None else None
+
+
+def _after_heads(value: ir.Value) -> ir.Value | None:
+    """(B, S, heads · D) that `value` (B, heads, S, D) is merged to."""
+    transpose = only_user(value, "Transpose")
+    reshape = only_user(transpose.outputs[0], "Reshape") if transpose is not None else None
+    return reshape.outputs[0] if reshape is not None else None

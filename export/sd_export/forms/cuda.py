@@ -1,0 +1,216 @@
+"""The graph as ONNX Runtime's CUDA provider runs it best: its own fused operators, channels last around them.
+
+    Attention                       → MultiHeadAttention
+    Add, GroupNormalization, SiLU   → SkipGroupNorm or GroupNorm, channels last, the activation inside
+    MatMul's bias, residual, norm   → SkipLayerNormalization, which also hands on the sum
+    MatMul's bias, residual         → BiasAdd
+    MatMul's bias, split, Gelu, Mul → BiasSplitGelu
+
+Convolutions stay as they are: the provider's option prefer_nhwc runs them channels last, and its transposes cancel
+against those around the normalisations here.  SkipLayerNormalization sums in float16 unless the provider is created
+with enable_skip_layer_norm_strict_mode.  What each kernel takes: onnxruntime/contrib_ops/cuda/{diffusion,bert}.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .attention import use_multi_head_attention
+from .editor import Editor, attribute, needed, only_user, producer, static
+
+MICROSOFT = "com.microsoft"
+SPLIT_GELU_WIDTHS = (1280, 2560, 5120)  # the ones that BiasSplitGelu is compiled for
+CHANNELS_A_THREAD = 2  # of GroupNorm: a group's channels must be a multiple
+NONE, SILU = 0, 1
+
+
+def to_cuda(editor: Editor) -> None:
+    """All of the above; what does not fit a kernel is left to the provider's own operators."""
+    use_multi_head_attention(editor)
+    _skip_layer_norm(editor)
+    _bias_add(editor)
+    _bias_split_gelu(editor)
+    _group_norm(editor)
+
+
+def _skip_layer_norm(editor: Editor) -> None:
+    for node in editor.nodes("LayerNormalization"):
+        total = needed(node.inputs[0])
+        addition = producer(total, "Add")
+        if addition is None or _rank(total) != 3 or not _same_shapes(addition):
+            continue
+        (first, bias), skip = _biased_first(addition)
+        _, gamma, beta = node.inputs
+        editor.before(node)
+        normal = editor.add(
+            "SkipLayerNormalization",
+            [first, skip, gamma, beta, bias],
+            "skip",
+            like=total,
+            domain=MICROSOFT,
+            outputs=4,
+            epsilon=attribute(node, "epsilon"),
+        )
+        editor.replace(node.outputs[0], normal)
+        _hand_on(editor, normal, 3, total)
+    editor.finish()
+
+
+def _bias_add(editor: Editor) -> None:
+    for node in editor.nodes("Add"):
+        if _rank(node.outputs[0]) != 3 or not _same_shapes(node):
+            continue
+        (first, bias), skip = _biased_first(node)
+        if bias is not None:
+            editor.before(node)
+            total = editor.add("BiasAdd", [first, bias, skip], "biased", like=node.outputs[0], domain=MICROSOFT)
+            editor.replace(node.outputs[0], total)
+    editor.finish()
+
+
+def _bias_split_gelu(editor: Editor) -> None:
+    """(x + bias) split in two halves: left · gelu(right).  GEGLU: Shazeer 2020, arXiv 2002.05202, equation 6."""
+    for node in editor.nodes("Gelu"):
+        split, product = producer(node.inputs[0], "Split"), only_user(node.outputs[0], "Mul")
+        if split is None or product is None or node.inputs[0] is not split.outputs[1]:
+            continue
+        first, bias = _biased(needed(split.inputs[0]))
+        left = split.outputs[0]
+        if bias is None or static(left, -1) not in SPLIT_GELU_WIDTHS or left not in product.inputs:
+            continue
+        editor.before(product)
+        gated = editor.add("BiasSplitGelu", [first, bias], "gated", like=product.outputs[0], domain=MICROSOFT)
+        editor.replace(product.outputs[0], gated)
+    editor.finish()
+
+
+def _group_norm(editor: Editor) -> None:
+    for node in editor.nodes("GroupNormalization"):
+        source, groups = needed(node.inputs[0]), int(attribute(node, "num_groups"))
+        if static(source, 1) // groups % CHANNELS_A_THREAD:
+            continue
+        result, activation = _with_silu(node.outputs[0])
+        editor.before(node)
+        gamma, beta = (_wide(editor, needed(v), n) for v, n in zip(node.inputs[1:], ("gamma", "beta"), strict=True))
+        options = {"groups": groups, "epsilon": attribute(node, "epsilon"), "activation": activation}
+        first, skip = _addends(source)
+        if skip is None:
+            inputs = [_channels_last(editor, source, "input"), gamma, beta]
+            normal = editor.add("GroupNorm", inputs, "normal", like=inputs[0], domain=MICROSOFT, **options)
+        else:
+            rows = skip if _rank(skip) == 2 else _channels_last(editor, skip, "skip")
+            inputs = [_channels_last(editor, first, "input"), gamma, beta, rows]
+            normal = editor.add(
+                "SkipGroupNorm", inputs, "normal", like=inputs[0], domain=MICROSOFT, outputs=2, **options
+            )
+            if any(user is not node for user, _ in source.uses()):
+                total = _hand_on(editor, normal, 1)
+                editor.replace(source, _channels_first(editor, total, source, "sum"))
+            else:
+                _forget(normal, 1)
+        editor.replace(result, _channels_first(editor, normal, result, "output"))
+    editor.finish()
+
+
+def _with_silu(value: ir.Value) -> tuple[ir.Value, int]:
+    """x · sigmoid(x) of `value`, if that is all that happens to it, and which activation that makes."""
+    users = [node for node, _ in value.uses()]
+    sigmoid = next((node for node in users if node.op_type == "Sigmoid"), None)
+    product = only_user(sigmoid.outputs[0], "Mul") if sigmoid is not None else None
+    if product is None or {*users} != {sigmoid, product}:
+        return value, NONE
+    return product.outputs[0], SILU
+
+
+def _addends(total: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """What SkipGroupNorm adds itself: a tensor of the same shape, or a row of channels for each picture."""
+    addition = producer(total, "Add")
+    if addition is None or _rank(total) != 4:
+        return total, None
+    first, second = (needed(v) for v in addition.inputs)
+    row = producer(second, "Unsqueeze")
+    if row is not None and _rank(needed(row.inputs[0])) == 2 and static(needed(row.inputs[0]), 1) == static(total, 1):
+        return first, row.inputs[0]
+    return (first, second) if _same_shapes(addition) else (total, None)
+
+
+def _channels_last(editor: Editor, value: ir.Value, name: str) -> ir.Value:
+    """(B, C, H, W) → (B, H, W, C), or (B, C, L) → (B, L, 1, C)."""
+    assert value.shape is not None
+    batch, channels, *rest = value.shape
+    if len(rest) == 2:
+        shape = [batch, *rest, channels]
+        return editor.add("Transpose", [value], f"{name}/nhwc", like=value, shape=shape, perm=[0, 2, 3, 1])
+    flat = editor.add("Transpose", [value], f"{name}/nlc", like=value, shape=[batch, *rest, channels], perm=[0, 2, 1])
+    shape = [batch, *rest, 1, channels]
+    return editor.add("Unsqueeze", [flat, editor.integers(2)], f"{name}/nhwc", like=value, shape=shape)
+
+
+def _channels_first(editor: Editor, value: ir.Value, like: ir.Value, name: str) -> ir.Value:
+    """The way back, to the shape of `like`."""
+    if _rank(like) == 4:
+        return editor.add("Transpose", [value], f"{name}/nchw", like=like, perm=[0, 3, 1, 2])
+    assert like.shape is not None
+    batch, channels, length = like.shape
+    flat = editor.add("Squeeze", [value, editor.integers(2)], f"{name}/nlc", like=like, shape=[batch, length, channels])
+    return editor.add("Transpose", [flat], f"{name}/ncl", like=like, perm=[0, 2, 1])
+
+
+def _wide(editor: Editor, value: ir.Value, name: str) -> ir.Value:
+    """`value` as float32, the only type GroupNorm takes its weights in; folded once when the session is made."""
+    float32 = ir.DataType.FLOAT
+    if value.dtype == float32:
+        return value
+    return editor.add("Cast", [value], name, like=value, dtype=float32, to=float32.value)
+
+
+def _biased(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """(x, bias) if `value` is x + bias and nothing else reads the sum; else (value, None)."""
+    addition = producer(value, "Add")
+    if addition is None or len(value.uses()) != 1:
+        return value, None
+    first, second = (needed(v) for v in addition.inputs)
+    return (first, second) if second.is_initializer() and _rank(second) == 1 else (value, None)
+
+
+def _biased_first(addition: ir.Node) -> tuple[tuple[ir.Value, ir.Value | None], ir.Value]:
+    """The two addends: the one with a bias of its own, taken apart, and the other."""
+    first, second = (needed(v) for v in addition.inputs)
+    taken = _biased(first)
+    if taken[1] is None and (other := _biased(second))[1] is not None:
+        return other, first
+    return taken, second
+
+
+def _hand_on(editor: Editor, first: ir.Value, position: int, old: ir.Value | None = None) -> ir.Value:
+    """Output `position` of `first`'s node, of its type and shape; it takes the place of `old`, or is left unnamed where
+    nothing reads that."""
+    node = first.producer()
+    assert node is not None
+    total = node.outputs[position]
+    total.type, total.shape = first.type, first.shape
+    if old is not None:
+        for skipped in range(1, position):
+            _forget(first, skipped)
+        if old.uses():
+            editor.replace(old, total)
+        else:
+            _forget(first, position)
+    return total
+
+
+def _forget(first: ir.Value, position: int) -> None:
+    """Leave out an optional output."""
+    node = first.producer()
+    assert node is not None
+    node.outputs[position].name = ""
+
+
+def _rank(value: ir.Value) -> int:
+    assert value.shape is not None
+    return len(value.shape)
+
+
+def _same_shapes(addition: ir.Node) -> bool:
+    first, second = (needed(v) for v in addition.inputs)
+    return not first.is_initializer() and not second.is_initializer() and first.shape == second.shape

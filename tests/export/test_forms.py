@@ -1,0 +1,191 @@
+"""Every form of every network computes what the plain form computes, over the same weights file.
+
+Measured on the demo model, largest difference by the largest value of the output (`pytest -s` prints them)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from microsoft_operators import with_references
+from sd_export.forms import FORMS, write_forms
+from sd_export.forms.editor import Editor
+from sd_export.precision import to_float16
+from sd_export.weights import save
+from sd_runtime.manifest import MANIFEST, Graph, Manifest, Precision
+from sd_runtime.tensor import Array
+
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+LIMITS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
+Forms = dict[str, dict[str, Graph]]
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def precision(request: pytest.FixtureRequest) -> Precision:
+    chosen: Precision = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def bundle(precision: Precision, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Forms]:
+    """A folder with the demo model's networks in one precision and all forms, and the forms by component."""
+    folder = tmp_path_factory.mktemp(precision)
+    manifest = Manifest.from_bytes((demo_bundle / MANIFEST).read_bytes())
+    forms = {}
+    for name in COMPONENTS:
+        (folder / name).mkdir()
+        model = ir.load(demo_bundle / name / "model.onnx")
+        if precision == "fp16":
+            to_float16(model)
+        save(model, folder / name / "model.onnx", folder / name / "model.safetensors")
+        plain = manifest.components[name].graph()
+        forms[name] = {"plain": plain, **write_forms(folder, plain, precision)}
+    return folder, forms
+
+
+def feeds(graph: Graph, height: int = 10, width: int = 13) -> dict[str, Array]:
+    """Random inputs at sizes that the graph was not traced at."""
+    random = np.random.default_rng(7)
+    sizes = {"batch": 2, "latent_height": height, "latent_width": width, "height": 8 * height, "width": 8 * width}
+    values: dict[str, Array] = {}
+    for spec in graph.inputs:
+        shape = [axis if isinstance(axis, int) else sizes.get(axis.symbol, axis.min) for axis in spec.shape]
+        if spec.dtype.startswith("int"):
+            values[spec.name] = random.integers(0, 600, shape).astype(spec.dtype)
+        else:
+            values[spec.name] = random.standard_normal(shape, np.float32)
+    if "timestep" in values:
+        values["timestep"][:] = 501.5
+    return values
+
+
+def run(model: bytes, folder: Path, inputs: Mapping[str, Array]) -> Array:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    session: Any = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    output: Array = session.run([session.get_outputs()[0].name], dict(inputs))[0]
+    return output
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_computes_what_the_plain_form_computes(
+    form: str, component: str, precision: Precision, bundle: tuple[Path, Forms]
+) -> None:
+    folder, forms = bundle
+    if form not in forms[component]:
+        pytest.skip(f"{form} is not for {precision}")
+    graph = forms[component][form]
+    path = folder / graph.path
+    content = with_references(path) if form == "cuda" else path.read_bytes()
+    got = run(content, path.parent, feeds(graph))
+    plain = forms[component]["plain"]
+    expected = run((folder / plain.path).read_bytes(), path.parent, feeds(plain))
+    assert got.dtype == expected.dtype == np.float32
+    error = float(np.abs(got - expected).max() / np.abs(expected).max())
+    print(f"{precision} {component} {form}: {error:.1e}")
+    assert error < LIMITS[precision]
+
+
+def test_forms_share_one_weights_file(bundle: tuple[Path, Forms]) -> None:
+    """Their own files are small, and every large tensor is the one that the plain form reads."""
+    folder, forms = bundle
+    for component, graphs in forms.items():
+        plain = _external(folder / graphs["plain"].path)
+        for graph in graphs.values():
+            path = folder / graph.path
+            onnx.checker.check_model(str(path), full_check=True)
+            assert path.stat().st_size < 1 << 20
+            assert _external(path).items() <= plain.items()
+        assert sorted(p.name for p in (folder / component).glob("*.safetensors")) == ["model.safetensors"]
+
+
+def test_legacy_graphs_use_nothing_newer_than_opset_17(bundle: tuple[Path, Forms]) -> None:
+    """Nor what TensorRT 8.5's parser does not know, or knows wrongly."""
+    folder, forms = bundle
+    unknown = {"Attention", "Gelu", "GroupNormalization", "LayerNormalization", "InstanceNormalization"}
+    for graphs in forms.values():
+        model = onnx.load(folder / graphs["trt-legacy"].path, load_external_data=False)
+        assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
+        assert not unknown & {node.op_type for node in model.graph.node}
+        assert all(not node.attribute for node in model.graph.node if node.op_type == "Shape")
+        assert all(value.type.tensor_type.elem_type != onnx.TensorProto.INT64 for value in model.graph.input)
+        assert all(spec.dtype != "int64" for spec in graphs["trt-legacy"].inputs)
+
+
+def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> None:
+    folder, forms = bundle
+    plain, cuda, basic = (_operators(folder / forms["unet"][form].path) for form in ("plain", "cuda", "trt-basic"))
+    assert cuda["MultiHeadAttention"] == plain["Attention"]
+    assert cuda["GroupNorm"] + cuda["SkipGroupNorm"] == plain["GroupNormalization"]
+    assert cuda["SkipGroupNorm"] > cuda["GroupNorm"] and "Sigmoid" in cuda  # the timestep's own are left
+    assert cuda["SkipLayerNormalization"] == 2 * cuda["BiasAdd"] == 2 * cuda["LayerNormalization"]
+    assert basic["Softmax"] == plain["Attention"] and basic["InstanceNormalization"] == plain["GroupNormalization"]
+    assert _operators(folder / forms["unet"]["trt"].path) == plain
+
+
+def test_wide_heads_are_taken_apart_for_tensorrt(tmp_path: Path) -> None:
+    """TensorRT fuses heads of up to 256; the VAE of Stable Diffusion has one of 512."""
+    from sd_export.forms.attention import decompose_attention
+
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+    main (float[2, 5, 1, 512] x) => (float[2, 1, 5, 512] y) {
+        heads = Transpose<perm = [0, 2, 1, 3]>(x)
+        y = Attention(heads, heads, heads)
+    }"""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+    inputs = {"x": np.random.default_rng(1).standard_normal((2, 5, 1, 512), np.float32)}
+    expected = run(ir.to_proto(model).SerializeToString(), tmp_path, inputs)
+    decompose_attention(Editor(model), above=512)
+    assert any(node.op_type == "Attention" for node in model.graph)
+    decompose_attention(Editor(model), above=256)
+    assert not any(node.op_type == "Attention" for node in model.graph)
+    assert np.allclose(run(ir.to_proto(model).SerializeToString(), tmp_path, inputs), expected, atol=1e-5)
+
+
+def test_bias_split_gelu_is_used_for_the_widths_it_has(tmp_path: Path) -> None:
+    """The demo model is too narrow for it; Stable Diffusion's three widths are exactly those of the kernel."""
+    from sd_export.forms import FORMS, rewrite
+
+    for half, operators in ((1280, {"MatMul", "BiasSplitGelu"}), (96, {"MatMul", "Add", "Split", "Gelu", "Mul"})):
+        text = f"""<ir_version: 10, opset_import: ["" : 23]>
+        main (float[2, 3, 8] x, float[8, {2 * half}] weight) => (float[2, 3, {half}] y)
+        {{
+            product = MatMul(x, weight)
+            biased = Add(product, bias)
+            left, right = Split<axis = 2, num_outputs = 2>(biased)
+            gelu = Gelu(right)
+            y = Mul(left, gelu)
+        }}"""
+        proto = onnx.parser.parse_model(text)
+        random = np.random.default_rng(2)
+        bias = onnx.numpy_helper.from_array(random.standard_normal(2 * half, np.float32), "bias")
+        proto.graph.initializer.append(bias)
+        model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+        inputs = {
+            name: random.standard_normal(shape, np.float32)
+            for name, shape in (("x", (2, 3, 8)), ("weight", (8, 2 * half)))
+        }
+        expected = run(proto.SerializeToString(), tmp_path, inputs)
+        rewrite(model, FORMS["cuda"])
+        assert {node.op_type for node in model.graph} == operators
+        (tmp_path / "fused.onnx").write_bytes(ir.to_proto(model).SerializeToString())
+        assert np.allclose(run(with_references(tmp_path / "fused.onnx"), tmp_path, inputs), expected, atol=1e-5)
+
+
+def _external(path: Path) -> dict[str, tuple[str, ...]]:
+    """Where a graph's outside tensors lie: name → (file, offset, length)."""
+    model = onnx.load(path, load_external_data=False)
+    return {t.name: tuple(e.value for e in t.external_data) for t in model.graph.initializer if t.external_data}
+
+
+def _operators(path: Path) -> dict[str, int]:
+    names = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    return {name: names.count(name) for name in names}
