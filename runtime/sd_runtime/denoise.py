@@ -56,16 +56,15 @@ def denoise(
     latents: (B, C, h, w) float32, the UNet's first input; encoder_hidden_states: (R, T, D) float32 with R = 2·B rows,
     the negative prompts' first, when guidance is on, else R = B.  NumericalError names the step that went wrong.
     """
-    batch, *image_shape = latents.shape
+    _, *image_shape = latents.shape
     rows = encoder_hidden_states.shape[0]
     hidden = unet.place("encoder_hidden_states", encoder_hidden_states)  # (R, T, D)
     sample = np.empty((rows, *image_shape), np.float32)  # (R, C, h, w)
+    halves = sample.reshape(-1, *latents.shape)  # (R / B, B, C, h, w)
     timestep = np.empty(1, np.float32)
     state = plan.initial_state(latents)  # (S, B·C·h·w); row 0 is the UNet's input
     for index in range(len(plan.timesteps)):
-        current = state[0].reshape(latents.shape)
-        for start in range(0, rows, batch):
-            sample[start : start + batch] = current
+        halves[:] = state[0].reshape(latents.shape)
         timestep[0] = plan.timesteps[index]
         output = unet.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": hidden})["out_sample"]
         prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)

@@ -105,6 +105,20 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Shaped]) -> N
                 )
 
 
+class FeedCheck:
+    """`check_feeds` for an engine that is called again and again: shapes that were accepted last time cost little."""
+
+    def __init__(self, specs: tuple[TensorSpec, ...]) -> None:
+        self._specs = specs
+        self._accepted: list[tuple[str, tuple[int, ...], np.dtype[Any]]] | None = None
+
+    def __call__(self, feeds: Mapping[str, Shaped]) -> None:
+        signature = [(name, tensor.shape, tensor.dtype) for name, tensor in feeds.items()]
+        if signature != self._accepted:
+            check_feeds(self._specs, feeds)
+            self._accepted = signature
+
+
 def all_finite(array: Array) -> bool:
     """Whether `array` holds neither NaN nor infinity."""
     return bool(np.isfinite(array).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sd_runtime.errors import BundleError, EngineError
-from sd_runtime.tensor import Dim, TensorSpec, all_finite, check_feeds
+from sd_runtime.tensor import Dim, FeedCheck, TensorSpec, all_finite, check_feeds
 
 SAMPLE = TensorSpec("sample", "float32", (Dim("batch", 1, 2, 8), 4, Dim("height", 8, 64, 128)))
 TIMESTEP = TensorSpec("timestep", "float32", ())
@@ -44,6 +44,19 @@ def test_bad_feeds(name: str, array: np.ndarray, message: str) -> None:
 def test_missing_and_unknown_inputs() -> None:
     with pytest.raises(EngineError, match="engine inputs: got hidden, sample, accepted sample, timestep, hidden"):
         check_feeds((SAMPLE, TIMESTEP, HIDDEN), {k: v for k, v in feeds().items() if k != "timestep"})
+
+
+def test_feed_check_sees_every_change() -> None:
+    check = FeedCheck((SAMPLE, TIMESTEP, HIDDEN))
+    for _ in range(2):
+        check(feeds())
+        check(feeds(sample=np.zeros((2, 4, 8), np.float32)))
+        with pytest.raises(EngineError, match="float16"):
+            check(feeds(sample=np.zeros((2, 4, 8), np.float16)))
+        with pytest.raises(EngineError, match="axis batch"):
+            check(feeds(hidden=np.zeros((1, 77), np.float32)))
+        with pytest.raises(EngineError, match="engine inputs"):
+            check({})
 
 
 def test_json_round_trip() -> None:
