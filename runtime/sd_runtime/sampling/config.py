@@ -5,9 +5,9 @@ are ignored but remembered: they count again once the configuration is switched 
 diffusers' `Other.from_config(config)`.  A value that would change the result in a way that this runtime does not
 compute is an error, never dropped in silence.
 
-One default differs on purpose: DDIM and DDPM clip the predicted picture to ±1 unless `clip_sample` says otherwise.
-Stable Diffusion's latents are not bounded by 1; diffusers' StableDiffusionPipeline switches the clipping off when it
-loads such a scheduler, and so a missing `clip_sample` reads as false here.  `clip_sample: true` is refused.
+Two things are read as diffusers' StableDiffusionPipeline leaves them when it loads a scheduler, not as the scheduler
+class alone would.  `steps_offset` is 1, whatever the file says.  A missing `clip_sample` is false, although DDIM and
+DDPM would clip the predicted picture to ±1: latents are not bounded by 1.  `clip_sample: true` is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import BundleError, SDError, UsageError
@@ -67,7 +67,9 @@ class SchedulerConfig:
                 accepted=", ".join(HONOURED),
                 remedy="choose a sampler by name: sd-run --list-schedulers shows them",
             )
-        return _read(class_name, raw, BundleError)
+        corrected = {**raw, "steps_offset": 1} if "steps_offset" in raw else raw
+        config = _read(class_name, corrected, BundleError)
+        return replace(config, steps_offset=1) if "steps_offset" in HONOURED[class_name] else config
 
     def switched(self, choice: SchedulerChoice) -> SchedulerConfig:
         """The same training schedule with another sampler, as diffusers' `Other.from_config(config, **overrides)`.

@@ -84,17 +84,16 @@ def dpmpp_multistep(
     limit = 1 if last and (euler_at_final or path.sigmas_next[i] == 0) else order
     limit = min(limit, path.steps_left(i)) if lower_order_final else limit
     used = predictions[:limit]
+    past = half_log_snr(path.sigmas[i::-1][: len(used)])  # λ of the used predictions, newest first
     derivatives = [x0]
     if len(used) > 1:
-        past = half_log_snr(path.sigmas[i::-1][: len(used)])  # λ of the used predictions, newest first
         h = half_log_snr(path.sigmas_next[i]) - past[0]
-        gaps = -np.diff(past) / h  # r0, r1: distances between predictions, in steps
-        slope = (used[0] - used[1]) / gaps[0]
+        slope = (used[0] - used[1]) / (past[0] - past[1])
         if len(used) > 2:
-            bend = (slope - (used[1] - used[2]) / gaps[1]) / (gaps[0] + gaps[1])
-            derivatives += [slope + gaps[0] * bend, bend]
+            bend = (slope - (used[1] - used[2]) / (past[1] - past[2])) / (past[0] - past[2])
+            derivatives += [h * (slope + (past[0] - past[1]) * bend), h**2 * bend]
         else:
-            derivatives += [slope]
+            derivatives += [h * slope]
     x = integrate(x, path.sigmas[i], path.sigmas_next[i], derivatives, solver_type, sde, noise)
     return x, predictions[: order - 1]
 
@@ -123,17 +122,17 @@ def dpmpp_singlestep(
     begin = i + 1 - used_order
     derivatives = [predictions[used_order - 1]]
     if used_order > 1:
-        lambdas = half_log_snr(path.sigmas[begin : i + 1])
+        lambdas = half_log_snr(path.sigmas[begin : i + 1])  # of the group's predictions, oldest first
         h = half_log_snr(path.sigmas_next[i]) - lambdas[0]
-        r = (lambdas - lambdas[0]) / h  # where the group's predictions lie, as shares of the step
-        slope = (predictions[0] - derivatives[0]) / r[-1]
+        slope = (predictions[0] - derivatives[0]) / (lambdas[-1] - lambdas[0])
         if used_order == 2:
-            derivatives += [slope]
+            derivatives += [h * slope]
         elif solver_type == "midpoint":
-            derivatives += [slope, np.zeros_like(slope)]
+            derivatives += [h * slope, np.zeros_like(slope)]
         else:
-            near = (predictions[1] - derivatives[0]) / r[1]
-            derivatives += [(r[2] * near - r[1] * slope) / (r[2] - r[1]), 2 * (slope - near) / (r[2] - r[1])]
+            near = (predictions[1] - derivatives[0]) / (lambdas[1] - lambdas[0])
+            bend = (slope - near) / (lambdas[2] - lambdas[1])
+            derivatives += [h * (near - (lambdas[1] - lambdas[0]) * bend), 2 * h**2 * bend]
     x = integrate(start, path.sigmas[begin], path.sigmas_next[i], derivatives, solver_type, False, noise)
     return x, (start, *predictions[: order - 1])
 
@@ -163,8 +162,8 @@ def unipc(
 ) -> tuple[Array, History]:
     """UniPC: each evaluation first corrects the step that led to it (UniC), then predicts the next one (UniP).
 
-    Zhao et al. 2023, arXiv 2302.04867, algorithms 5 and 6 (predicting x0).  History: x where the last step began, and
-    past predictions, newest first."""
+    Zhao et al. 2023, arXiv 2302.04867, algorithms 1 and 2, here for predictions of x0.  History: x where the last step
+    began, and past predictions, newest first."""
     x0, _ = model(x, path.sigmas[i], path.timesteps[i])
 
     def order_at(step: int) -> int:
@@ -187,8 +186,10 @@ def unified_update(
 ) -> Array:
     """Step i from x with past `predictions` (newest first); with `prediction_ahead`, made at its end, the corrector.
 
-    arXiv 2302.04867, equations 3 and 8: the weights a of the differences D_k / r_k solve R(r)·a = b, where rows are
-    powers of r and b the φ integrals over B(h): B = h for bh1 and e^h − 1 for bh2, with h = −(λ_next − λ)."""
+    The weights of the differences D_k / r_k follow from the paper's order conditions: R(r)·a = b with rows of powers of
+    r, and b the φ integrals over B(h).  B is h for bh1 and e^h − 1 for bh2, where h = −(λ_next − λ) is negative."""
+    if path.sigmas_next[i] == path.sigmas[i]:
+        return x  # Karras sigmas that end at sigma_min: the last step has no length
     lambdas = half_log_snr(path.sigmas[i::-1][:order])
     h = lambdas[0] - half_log_snr(path.sigmas_next[i])
     scale = h if solver_type == "bh1" else np.expm1(h)

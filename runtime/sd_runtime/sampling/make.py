@@ -120,8 +120,6 @@ def make_path(config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip
     elif name in DPM_FAMILY:
         final = lowest if name == "DEISMultistepScheduler" else final
         rounded = not config.use_exponential_sigmas
-        if name == "DPMSolverMultistepScheduler" and config.beta_schedule == "squaredcos_cap_v2":
-            rounded = False
         path = dpm_path(schedule, count, spacing, offset, warp=warp, round_timesteps=rounded, final_sigma=final)
     else:
         rounded = config.use_karras_sigmas and name.startswith("KDPM2")

@@ -2,7 +2,7 @@
 
 Understood, in any capitalisation and with or without spaces, dashes and underscores: diffusers' class names
 (`EulerAncestralDiscreteScheduler`), AUTOMATIC1111's labels (`DPM++ 2M Karras`), k-diffusion's and ComfyUI's function
-names (`dpmpp_2m`, `sample_euler_ancestral`, `uni_pc_bh2`), with "karras" or "exponential" appended where the class has
+names (`dpmpp_2m`, `sample_euler_ancestral`, `uni_pc`), with "karras" or "exponential" appended where the class has
 such noise levels.
 
 A class name changes the class and nothing else, as diffusers' `from_config` does.  Every other name also settles
@@ -47,24 +47,30 @@ def _dpm(algorithm_type: str, order: int, solver_type: str = "midpoint") -> dict
 SCHEDULERS = (
     _Row("DDIM", "DDIMScheduler", ("ddim",), "deterministic, or stochastic with eta up to 1"),
     _Row("DDPM", "DDPMScheduler", ("ddpm",), "the original chain: many steps, noise at each"),
-    _Row("PLMS", "PNDMScheduler", ("plms", "pndm"), "Stable Diffusion 1's own", {"skip_prk_steps": True}),
+    _Row(
+        "PLMS",
+        "PNDMScheduler",
+        ("plms", "pndm"),
+        "pseudo linear multistep, Stable Diffusion 1's own",
+        {"skip_prk_steps": True},
+    ),
     _Row("Euler", "EulerDiscreteScheduler", ("euler",), "one slope a step", warps=True),
     _Row("Euler a", "EulerAncestralDiscreteScheduler", ("euler_a", "euler_ancestral"), "Euler, fresh noise each step"),
     _Row("LMS", "LMSDiscreteScheduler", ("lms",), "the last four slopes", warps=True),
     _Row("Heun", "HeunDiscreteScheduler", ("heun",), "two evaluations a step, second order", warps=True),
-    _Row("DPM2", "KDPM2DiscreteScheduler", ("dpm_2", "kdpm2"), "two evaluations a step, midpoint", warps=True),
+    _Row("DPM2", "KDPM2DiscreteScheduler", ("dpm2", "kdpm2"), "two evaluations a step, midpoint", warps=True),
     _Row(
         "DPM2 a",
         "KDPM2AncestralDiscreteScheduler",
-        ("dpm2_a", "dpm_2_ancestral", "kdpm2_ancestral"),
+        ("dpm2_a", "dpm2_ancestral", "kdpm2_ancestral"),
         "DPM2, fresh noise each step",
         warps=True,
     ),
     _Row(
         "DPM++ 2M",
         "DPMSolverMultistepScheduler",
-        ("dpmpp_2m", "dpmsolver++"),
-        "second order, one evaluation a step: a good first choice",
+        ("dpmpp_2m",),
+        "second order, one evaluation a step",
         _dpm("dpmsolver++", 2),
         warps=True,
     ),
@@ -72,7 +78,7 @@ SCHEDULERS = (
         "DPM++ 3M",
         "DPMSolverMultistepScheduler",
         ("dpmpp_3m",),
-        "third order, for 15 steps and more",
+        "third order, one evaluation a step",
         _dpm("dpmsolver++", 3),
         warps=True,
     ),
@@ -119,7 +125,7 @@ SCHEDULERS = (
         "UniPC",
         "UniPCMultistepScheduler",
         ("unipc", "unipc_bh2"),
-        "predictor and corrector, good at 10 steps",
+        "predictor and corrector, weighted by bh2 as in diffusers",
         {"solver_type": "bh2", "solver_order": 2},
         warps=True,
     ),
@@ -127,7 +133,7 @@ SCHEDULERS = (
         "UniPC bh1",
         "UniPCMultistepScheduler",
         ("unipc_bh1",),
-        "its other weighting",
+        "the same, weighted by bh1",
         {"solver_type": "bh1", "solver_order": 2},
         warps=True,
     ),
@@ -168,7 +174,7 @@ def describe() -> list[tuple[str, str]]:
 def _squeeze(name: str) -> str:
     """Lower case, ++ as pp, without what people vary: spaces, dashes, underscores, k-diffusion's and old prefixes."""
     plain = re.sub(r"[\s_\-./]", "", name.lower()).replace("++", "pp")
-    return re.sub(r"^(sample|k(?=euler|lms|heun|dpm(?!2)))", "", plain)
+    return re.sub(r"^(sample|k(?=euler|lms|heun|dpm))", "", plain)
 
 
 def _unknown(name: str) -> UsageError:

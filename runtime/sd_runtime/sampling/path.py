@@ -70,7 +70,7 @@ def spaced_timesteps(count: int, total: int, spacing: str, offset: int, *, extra
     """`count` falling timesteps out of 0 … total − 1, (count,) float64; extra = 1 spaces one more and drops the last.
 
     leading and linspace as in arXiv 2305.08891, table 2.  trailing is fixed at `count` entries: for 62 step counts
-    up to 1000 (43, 86, …) diffusers' rounding yields one more, timestep −1, which its tables wrap around to T − 1."""
+    up to 1000 (61, 103, …) diffusers' rounding yields one more, timestep −1, which its tables wrap around to T − 1."""
     points = count + extra
     if spacing == "linspace":
         timesteps: Array = np.linspace(0, total - 1, points)[::-1]

@@ -6,19 +6,19 @@ sister), and differ in how they step.
 
 Glossary
 
-    z            the latent that the network sees, of variance 1:  z = √ᾱ·x0 + √(1−ᾱ)·ε              (B, 4, h, w)
-    x            the same in "sigma space", z / √ᾱ = x0 + σ·ε, so that z = x / √(1 + σ²); samplers work on x
+    z            the latents as the network sees them:  z = √ᾱ·x0 + √(1−ᾱ)·ε                          (B, 4, h, w)
+    x            the same in "sigma space":  x = z / √ᾱ = x0 + σ·ε,  so z = x / √(1 + σ²); samplers work on x
     x0           the picture (here: its latent), or the network's present guess of it, D(x; σ)
     ε, epsilon   the unit noise, or the network's guess of it; x = x0 + σ·ε always holds
     ᾱ            alphas_cumprod, the signal's share of the variance at a training timestep
-    σ, sigma     √((1−ᾱ)/ᾱ), noise per unit of signal: from about 14.6 (T − 1 = 999) down to 0.03 (timestep 0)
-    timestep     where on the training schedule the network is told to be; σ's other name
+    σ, sigma     √((1−ᾱ)/ᾱ), noise per unit of signal: from 14.6 at timestep 999 down to 0.03 at timestep 0
+    timestep     σ's other name: where on the training schedule (0 … T − 1) the network is told to be
     λ            −log σ, half the log-SNR; h is the step in λ
     i            the step, 0 … n − 1, from sigmas[i] to sigmas_next[i]
     history      what a step leaves for later ones: earlier slopes, predictions or states, newest first
     noise()      fresh unit Gaussian noise of x's shape; deterministic samplers never ask for it
 
-The equation is dx/dσ = (x − x0) / σ = ε (Karras et al. 2022, arXiv 2206.00364, equation 1 with s = 1, σ(t) = t): the
+The equation is dx/dσ = (x − x0) / σ = ε (Karras et al. 2022, arXiv 2206.00364, equations 1 and 3 with σ(t) = t): the
 network's noise prediction *is* the slope.  Euler's method on it is DDIM; going down further and adding fresh noise
 back is the ancestral form, and DDPM.  Expanding ε over several steps gives LMS, PLMS and DEIS; writing the solution in
 λ, where its linear part is exact, and expanding x0 gives the DPM-Solver++ family (`dpm_solver`).
@@ -45,7 +45,7 @@ class Model:
     """The network as samplers see it.
 
     network(z, timestep) → output; what that means is prediction_type: epsilon (ε), sample (x0), or v_prediction
-    (√ᾱ·ε − √(1−ᾱ)·x0: Salimans & Ho 2022, arXiv 2202.00512, section 4)."""
+    (√ᾱ·ε − √(1−ᾱ)·x0: Salimans & Ho 2022, arXiv 2202.00512)."""
 
     network: Callable[[Array, float], Array]
     prediction_type: str
@@ -146,7 +146,8 @@ def deis(
 ) -> tuple[Array, History]:
     """DEIS, log-ρ multistep: like LMS, but the polynomial is in log σ, where ε is smoother.
 
-    Zhang & Chen 2022, arXiv 2204.13902, equation 15 with ρ = σ.  The weights ∫ basis dσ are found by quadrature."""
+    Zhang & Chen 2022, arXiv 2204.13902, the Adams-Bashforth form in ρ = σ.  The weights, ∫ basis dσ, are found by
+    quadrature: the closed form cancels."""
     _, slope = model(x, path.sigmas[i], path.timesteps[i])
     slopes = (slope, *history)
     used = slopes[: min(order, path.steps_left(i))] if lower_order_final else slopes[:order]
@@ -188,8 +189,9 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 def plms(path: SamplingPath, i: int, x: Array, history: History, model: Model, noise: Noise) -> tuple[Array, History]:
     """PLMS, or PNDM without its Runge-Kutta start: Adams-Bashforth of order 4 on the network's raw outputs.
 
-    Liu et al. 2022, arXiv 2202.09778, equations 9 and 12.  The first two entries of the path are one step, taken twice
-    (Heun): see `path.pndm_path`.  History: the outputs, and between those two entries the step's starting point."""
+    Liu et al. 2022, arXiv 2202.09778, equations 9 and 12, algorithm 2.  The first two entries of the path are one step
+    taken twice, as in Heun's method: see `path.pndm_path`.  History: the outputs, newest first; after the first entry
+    also where it began."""
     sigma, target = path.sigmas[i], path.sigmas_next[i]
     output = model.output(x, sigma, path.timesteps[i])
     if i == 0:

@@ -4,8 +4,9 @@ A diffusion model was trained on z_t = √ᾱ_t · z_0 + √(1 − ᾱ_t) · ε 
 1 − β_0 … 1 − β_t (Ho et al. 2020, arXiv 2006.11239, equation 4).  Everything a sampler needs to know about training is
 the table ᾱ; σ_t = √((1 − ᾱ_t) / ᾱ_t), the noise per unit of signal, is the same table in another scale.
 
-The tables are computed in float32 the way torch does, to the bit: the smallest σ would move by 1.3e-5 in float64, and
-the networks were trained, and are compared, with the rounded ones.
+The tables are computed in float32 as torch does, to the bit: the smallest σ would move by 1.3e-5 in float64, and the
+networks were trained with the rounded ones.  (After a zero-SNR rescale to 4e-7: there torch takes a square root that
+is one bit off on some processors.)
 """
 
 from __future__ import annotations
