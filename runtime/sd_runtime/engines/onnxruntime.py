@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DependencyError, EngineError, OutOfMemoryError, UsageError, one_line
-from ..tensor import Array, TensorSpec, check_feeds
+from ..tensor import Array, FeedCheck, TensorSpec, check_feeds
+from .binding import BoundLaunch, OnnxRuntimeDevice, OrtTensor
+from .device import DeviceTensor
 from .protocol import Feed, Placed
 
 Device = Literal["cpu", "cuda"]
@@ -71,11 +73,12 @@ class OnnxRuntimeEngine:
         """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie; `weights_size` in bytes."""
         self._ort = import_onnxruntime()
         self._inputs, self._outputs, self._device = inputs, outputs, device
+        self._check = FeedCheck(inputs)
         options = _session_options(self._ort, folder, prepack=weights_size <= PREPACK_LIMIT, threads=threads)
         try:
             self._session = self._ort.InferenceSession(graph, options, providers=_providers(self._ort, device))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise _translate(error, f"cannot load the graph in {folder}") from error
+            raise translate(error, f"cannot load the graph in {folder}") from error
         if device == "cuda" and self._session.get_providers()[0] != "CUDAExecutionProvider":
             raise EngineError(
                 "device cuda: ONNX Runtime fell back to the CPU: its CUDA libraries do not load",
@@ -104,6 +107,18 @@ class OnnxRuntimeEngine:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._outputs
 
+    @property
+    def device(self) -> OnnxRuntimeDevice:
+        return OnnxRuntimeDevice(self._device)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> OrtTensor:
+        spec = next(spec for spec in (*self._inputs, *self._outputs) if spec.name == name)
+        return OrtTensor(self._ort, np.zeros(shape, spec.dtype), self._device)
+
+    def prepare(self, tensors: Mapping[str, DeviceTensor]) -> BoundLaunch:
+        check_feeds(self._inputs, {spec.name: tensors[spec.name] for spec in self._inputs})
+        return BoundLaunch(self._session, tensors, [spec.name for spec in self._inputs], translate)
+
     def place(self, name: str, array: Array) -> Feed:
         """`array` for input `name` where the graph reads it: itself on the CPU, a copy on the GPU."""
         next(spec for spec in self._inputs if spec.name == name).check(array)
@@ -113,13 +128,13 @@ class OnnxRuntimeEngine:
         return Placed(value, array.shape, array.dtype)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
-        check_feeds(self._inputs, feeds)
+        self._check(feeds)
         names = [spec.name for spec in self._outputs]
         try:
             run = self._run_plain if self._device == "cpu" else self._run_bound
             results = run(feeds, names)
         except Exception as error:
-            raise _translate(error, "the engine failed while running") from error
+            raise translate(error, "the engine failed while running") from error
         return dict(zip(names, results, strict=True))
 
     def _run_plain(self, feeds: Mapping[str, Feed], names: list[str]) -> list[Array]:
@@ -166,7 +181,8 @@ def _providers(ort: Any, device: Device) -> list[Any]:
     return [("CUDAExecutionProvider", {"prefer_nhwc": "1", "use_tf32": "0"}), "CPUExecutionProvider"]
 
 
-def _translate(error: Exception, what: str) -> EngineError:
+def translate(error: Exception, what: str) -> EngineError:
+    """What ONNX Runtime raised, as ours."""
     text = str(error)
     if isinstance(error, EngineError):
         return error

@@ -1,0 +1,335 @@
+"""One GPU over cuda.core: its memory, one stream of work, and recordings of that work as CUDA graphs.
+
+Everything is queued on the one stream and done strictly in turn, so that nothing here needs synchronising but the host:
+it reads and writes through pinned memory, two buffers each way, and waits only for what it is about to touch.  Nothing
+is allocated once a shape has been seen.  What CUDA reports becomes an EngineError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DependencyError, EngineError, OutOfMemoryError, SDError, one_line
+from ..tensor import Array
+from .device import InTurn, Launch
+
+if TYPE_CHECKING:
+    from cuda.core import Buffer, Event, Stream
+    from cuda.core.graph import Graph
+
+ALIGNMENT = 256  # bytes; TensorRT asks it of addresses
+
+# After these the driver refuses all further work of the process.
+FATAL = (
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_ECC_UNCORRECTABLE",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
+)
+OUT_OF_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "failed to allocate")
+
+
+class Gpu:
+    """The GPU that an installed driver lists first (CUDA_VISIBLE_DEVICES chooses), and a stream on it.
+
+    All engines of a pipeline share one `Gpu`.  It may be used from several threads; `turn` makes them take turns.
+    """
+
+    def __init__(self) -> None:
+        """DependencyError: cuda.core is not installed; EngineError: there is no GPU or no driver."""
+        try:
+            from cuda.core import Device, EventOptions, LegacyPinnedMemoryResource
+        except ImportError as error:
+            raise DependencyError(
+                "cuda.core is not installed", accepted="1.0 or newer", remedy='pip install "sd-lean[tensorrt]"'
+            ) from error
+        self._lock, self._process = threading.RLock(), os.getpid()
+        self._unusable = ""
+        try:
+            self._device = Device(0)
+            self._device.set_current()
+            self.stream: Stream = self._device.create_stream()
+        except Exception as error:  # no driver, no GPU, too old a driver: no common base
+            raise EngineError(f"no usable NVIDIA GPU: {one_line(str(error), 300)}") from error
+        self._pinned = LegacyPinnedMemoryResource()
+        self._event_options = EventOptions(blocking_sync=True)  # a waiting thread sleeps instead of spinning
+        self.arena = Arena(self)
+
+    @property
+    def name(self) -> str:
+        return str(self._device.name)
+
+    @property
+    def compute_capability(self) -> str:
+        major, minor = self._device.compute_capability
+        return f"{major}.{minor}"
+
+    @contextmanager
+    def turn(self, what: str) -> Iterator[None]:
+        """Make the calling thread the one that queues work; what goes wrong meanwhile is raised as "`what`: …"."""
+        with self._lock:
+            if os.getpid() != self._process:
+                raise EngineError(
+                    "the GPU was opened before this process forked", remedy="load the pipeline after fork"
+                )
+            if self._unusable:
+                raise EngineError(f"the GPU is unusable since: {self._unusable}", remedy="restart the process")
+            with self.translated(what):
+                self._device.set_current()
+                yield
+
+    @contextmanager
+    def translated(self, what: str) -> Iterator[None]:
+        """Raise what CUDA or TensorRT raises as ours; after an error that CUDA does not recover from, refuse all."""
+        try:
+            yield
+        except SDError:
+            raise
+        except Exception as error:
+            text = one_line(str(error), 300)
+            if any(name in text for name in FATAL):
+                self._unusable = text
+            raise failure(what, text) from error
+
+    def allocate(self, size: int) -> Buffer:
+        return self._device.allocate(size, stream=self.stream)
+
+    def allocate_pinned(self, size: int) -> Buffer:
+        """Host memory that the GPU reads and writes by itself."""
+        return self._pinned.allocate(size)
+
+    def create_event(self) -> Event:
+        return self._device.create_event(self._event_options)
+
+    def tensor(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> GpuTensor:
+        """Memory on the GPU, filled with zeros."""
+        with self.turn(f"allocating {dtype}{shape} on {self.name}"):
+            return GpuTensor(self, shape, dtype)
+
+    def record(self, launches: Sequence[Launch]) -> Launch:
+        """`launches` as one CUDA graph, which takes the host one call however much work it holds.
+
+        They are run once before: what a library sets up on its first run must not be recorded."""
+        with self.turn("recording a CUDA graph"):
+            for launch in launches:
+                launch()
+            self.stream.sync()
+            work = InTurn(launches)
+            return CudaGraph(self, work) if work.recordable else work
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Like `turn`, to give something back: errors are dropped, for a broken device takes nothing back."""
+        with self._lock, suppress(Exception):
+            self._device.set_current()
+            yield
+
+    def close(self) -> None:
+        """Finish all work and give back the arena and the stream.  Tensors and graphs are closed by their owners."""
+        self.arena.close()
+        with self.closing():
+            self.stream.sync()
+        with self.closing():
+            self.stream.close()
+
+
+def failure(what: str, cause: str) -> EngineError:
+    """An OutOfMemoryError if `cause` reads like one, else an EngineError."""
+    if any(sign in cause.lower() for sign in OUT_OF_MEMORY):
+        return OutOfMemoryError(f"{what}: GPU memory ran out ({cause})", remedy="use a smaller batch or picture size")
+    return EngineError(f"{what}: {cause}")
+
+
+class GpuTensor:
+    """An array on the GPU; see `DeviceTensor`."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu, self.shape, self.dtype = gpu, shape, dtype
+        self.size = math.prod(shape) * dtype.itemsize  # in bytes
+        self._buffer = gpu.allocate(self.size)
+        self.address = int(self._buffer.handle)
+        self._buffer.fill(0, stream=gpu.stream)
+        self._writes, self._reads = Staging(gpu, shape, dtype), Staging(gpu, shape, dtype)
+
+    def write(self, array: Array) -> None:
+        assert array.shape == self.shape, (array.shape, self.shape)
+        with self._gpu.turn("copying to the GPU"):
+            slot = self._writes.next()
+            np.copyto(slot.array, array, casting="same_kind")
+            self._buffer.copy_from(slot.buffer, stream=self._gpu.stream)
+            self._gpu.stream.record(slot.event)
+
+    def read(self, rows: int | None = None) -> PendingCopy:
+        with self._gpu.turn("copying from the GPU"):
+            slot = self._reads.next()
+            source, target = self._buffer, slot.buffer
+            if rows is not None and rows < self.shape[0]:
+                size = self.size // self.shape[0] * rows
+                source, target = part_of(source, size), part_of(target, size)
+            source.copy_to(target, stream=self._gpu.stream)
+            self._gpu.stream.record(slot.event)
+        return PendingCopy(self._gpu, slot, rows)
+
+    def close(self) -> None:
+        self._writes.close()
+        self._reads.close()
+        with self._gpu.closing():
+            self._buffer.close(self._gpu.stream)
+
+
+class PendingCopy:
+    """See `Pending`."""
+
+    def __init__(self, gpu: Gpu, slot: Slot, rows: int | None) -> None:
+        self._gpu, self._slot, self._rows = gpu, slot, rows
+
+    def wait(self) -> Array:
+        with self._gpu.translated("the GPU failed while running"):
+            self._slot.event.sync()
+        return self._slot.array[: self._rows]
+
+
+class Staging:
+    """Pinned memory for copies of one tensor one way: two slots in turn, allocated when first used."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu, self._shape, self._dtype = gpu, shape, dtype
+        self._slots: list[Slot] = []
+        self._count = 0
+
+    def next(self) -> Slot:
+        """The slot whose turn it is, once its last copy is done."""
+        if len(self._slots) < 2:
+            self._slots.append(Slot(self._gpu, self._shape, self._dtype))
+        slot = self._slots[self._count % 2]
+        self._count += 1
+        slot.event.sync()
+        return slot
+
+    def close(self) -> None:
+        for slot in self._slots:
+            slot.close()
+        self._slots.clear()
+
+
+class Slot:
+    """Pinned memory for one copy, also as a numpy array, and the event after which it may be touched."""
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self._gpu = gpu
+        size = math.prod(shape) * dtype.itemsize
+        self.buffer = gpu.allocate_pinned(size)
+        self.event = gpu.create_event()
+        memory = (ctypes.c_uint8 * size).from_address(int(self.buffer.handle))
+        self.array: Array = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        with self._gpu.closing():
+            self.event.sync()
+        with self._gpu.closing():
+            self.event.close()
+            self.buffer.close()
+
+
+def part_of(buffer: Buffer, size: int) -> Buffer:
+    """The first `size` bytes: copies want both ends of one size."""
+    from cuda.core import Buffer
+
+    return Buffer.from_handle(buffer.handle, size, owner=buffer)
+
+
+class Arena:
+    """The memory for intermediate values that all engines on a GPU share, since they run strictly in turn.
+
+    It grows to what the largest of them needs.  A CUDA graph goes on using the block that it was recorded with, so a
+    block that was outgrown is given back when the last graph that holds it is closed.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._block: ArenaBlock | None = None
+
+    def block(self, size: int) -> ArenaBlock:
+        """The current block, of at least `size` bytes; allocates only if it has to grow."""
+        if self._block is None or self._block.size < size:
+            grown = ArenaBlock(self._gpu, max(size, ALIGNMENT))
+            self.close()
+            self._block = grown
+        return self._block
+
+    def close(self) -> None:
+        if self._block is not None:
+            self._block.release()
+            self._block = None
+
+
+class ArenaBlock:
+    """A piece of GPU memory with several holders; the last one to release it frees it."""
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        self._gpu, self.size = gpu, size
+        self._buffer = gpu.allocate(size)
+        self.address = int(self._buffer.handle)
+        self._holders = 1
+
+    def hold(self) -> ArenaBlock:
+        self._holders += 1
+        return self
+
+    def release(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            with self._gpu.closing():
+                self._buffer.close(self._gpu.stream)
+
+
+class CudaGraph:
+    """A launch recorded as a CUDA graph; see `Gpu.record`."""
+
+    recordable = False  # a graph is not recorded into another
+
+    def __init__(self, gpu: Gpu, launch: Launch) -> None:
+        self._gpu = gpu
+        self._graph = capture(gpu.stream, launch)
+        self._graph.upload(gpu.stream)
+        self._block = gpu.arena.block(0).hold()
+
+    def __call__(self) -> None:
+        with self._gpu.turn("replaying a CUDA graph"):
+            self._graph.launch(self._gpu.stream)
+
+    def close(self) -> None:
+        with self._gpu.closing():
+            self._graph.close()
+        self._block.release()
+
+
+def capture(stream: Stream, work: Callable[[], None]) -> Graph:
+    """What `work` queues on `stream`, as a graph.  The stream captures whatever library queues it, TensorRT too."""
+    with ExitStack() as stack:
+        builder = stream.create_graph_builder()
+        stack.callback(builder.close)
+        builder.begin_building("thread_local")  # other threads may go on allocating
+        try:
+            work()
+        except BaseException:
+            with suppress(Exception):  # the stream must leave capture mode; that it has nothing to show adds nothing
+                builder.end_building()
+            raise
+        builder.end_building()
+        return builder.complete()

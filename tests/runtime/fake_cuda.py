@@ -1,0 +1,292 @@
+"""A GPU made of numpy: the part of cuda.core that the runtime uses, on a machine without CUDA.
+
+It is stricter than a GPU.  Nothing that is queued happens before somebody waits for it, so whoever reads too early sees
+poison and whoever overwrites too early is found out.  Addresses are checked: memory that was freed, never allocated or
+is too small is an illegal access.  A stream that is being captured does nothing until its graph is launched.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+POISON = 0xFF  # as float32: NaN
+
+
+class CUDAError(Exception):
+    """Named and worded as cuda.core's."""
+
+
+class Memory:
+    """Everything allocated on the GPU or pinned on the host: address → bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.used, self.peak = capacity, 0, 0
+        self.allocations = {"device": 0, "pinned": 0}
+        self._blocks: dict[int, np.ndarray] = {}
+        self._next = 0x7_0000_0000
+
+    def allocate(self, size: int, kind: str) -> int:
+        assert size > 0, "an empty allocation"
+        if kind == "device" and self.used + size > self.capacity:
+            raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: The API call failed because it was unable to allocate memory.")
+        block = np.full(size, POISON, np.uint8)
+        address = self._next if kind == "device" else block.ctypes.data
+        if kind == "device":
+            self._next += -(-size // 512) * 512 + 4096  # a gap, so that overruns hit nothing
+            self.used += size
+            self.peak = max(self.peak, self.used)
+        self._blocks[address] = block
+        self.allocations[kind] += 1
+        return address
+
+    def free(self, address: int, kind: str) -> None:
+        block = self._blocks.pop(address)
+        self.used -= block.size if kind == "device" else 0
+
+    def bytes_at(self, address: int, size: int) -> np.ndarray:
+        """A view of `size` bytes; CUDAError if they do not lie in one live allocation."""
+        starts = sorted(self._blocks)
+        place = bisect_right(starts, address) - 1
+        start = starts[place] if place >= 0 else 0
+        if place < 0 or address + size > start + self._blocks[start].size:
+            raise CUDAError(
+                "CUDA_ERROR_ILLEGAL_ADDRESS: While executing a kernel, the device encountered a bad address"
+            )
+        return self._blocks[start][address - start : address - start + size]
+
+    @property
+    def live(self) -> int:
+        return len(self._blocks)
+
+
+@dataclass
+class FakeGpu:
+    """One machine's GPU; `install` puts it behind `import cuda.core`."""
+
+    name: str = "NVIDIA H200"
+    compute_capability: tuple[int, int] = (9, 0)
+    cuda: tuple[int, ...] = (13, 0)
+    driver: tuple[int, ...] = (580, 65, 6)
+    capacity: int = 1 << 30
+    log: list[str] = field(default_factory=list)  # what was done, in the order in which it was done
+    fail: Callable[[str], None] = lambda what: None  # called before everything that is done; may raise
+
+    def __post_init__(self) -> None:
+        self.memory = Memory(self.capacity)
+        self.streams: dict[int, Stream] = {}
+        self.waits = 0  # how often the host waited for unfinished work
+        self.current = threading.local()  # which threads have chosen this GPU
+
+    def check_current(self) -> None:
+        if not getattr(self.current, "chosen", False):
+            raise CUDAError("CUDA_ERROR_INVALID_CONTEXT: the thread has not chosen a device")
+
+    def do(self, what: str, work: Callable[[], None]) -> None:
+        self.fail(what)
+        self.log.append(what)
+        work()
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+        core, graph, system = (ModuleType(f"cuda.core{name}") for name in ("", ".graph", ".system"))
+        core.Device = lambda ordinal=None: Device(self, ordinal)  # type: ignore[attr-defined]
+        core.EventOptions = lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
+        core.LegacyPinnedMemoryResource = lambda: PinnedMemory(self)  # type: ignore[attr-defined]
+        core.Buffer = SimpleNamespace(from_handle=self._view)  # type: ignore[attr-defined]
+        system.get_user_mode_driver_version = lambda: self.cuda  # type: ignore[attr-defined]
+        system.get_kernel_mode_driver_version = lambda: self.driver  # type: ignore[attr-defined]
+        core.graph, core.system = graph, system  # type: ignore[attr-defined]
+        package = ModuleType("cuda")
+        package.core = core  # type: ignore[attr-defined]
+        for module in (package, core, graph, system):
+            monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+        return self
+
+    def _view(self, handle: int, size: int, mr: None = None, owner: object = None) -> Buffer:
+        return Buffer(self, int(handle), size, kind=None)
+
+
+class Device:
+    def __init__(self, gpu: FakeGpu, ordinal: int | None) -> None:
+        assert ordinal == 0
+        self._gpu = gpu
+
+    @property
+    def name(self) -> str:
+        return self._gpu.name
+
+    @property
+    def compute_capability(self) -> tuple[int, int]:
+        return self._gpu.compute_capability
+
+    def set_current(self) -> None:
+        self._gpu.current.chosen = True
+
+    def create_stream(self, obj: None = None, options: None = None) -> Stream:
+        self._gpu.check_current()
+        return Stream(self._gpu)
+
+    def create_event(self, options: Any = None) -> Event:
+        self._gpu.check_current()
+        return Event(self._gpu)
+
+    def allocate(self, size: int, *, stream: Stream) -> Buffer:
+        self._gpu.check_current()
+        assert not stream.capturing, "an allocation while a graph is captured"
+        return Buffer(self._gpu, self._gpu.memory.allocate(size, "device"), size, "device")
+
+
+class PinnedMemory:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+
+    def allocate(self, size: int, *, stream: None = None) -> Buffer:
+        self._gpu.check_current()
+        return Buffer(self._gpu, self._gpu.memory.allocate(size, "pinned"), size, "pinned")
+
+
+class Buffer:
+    """Memory of its own, or with kind None a view of somebody's."""
+
+    def __init__(self, gpu: FakeGpu, address: int, size: int, kind: str | None) -> None:
+        self._gpu, self.handle, self.size, self._kind = gpu, address, size, kind
+
+    def fill(self, value: int, *, stream: Stream) -> None:
+        stream.queue("fill", lambda: self._gpu.memory.bytes_at(self.handle, self.size).fill(value))
+
+    def copy_from(self, src: Buffer, *, stream: Stream) -> None:
+        assert src.size == self.size, "buffer sizes mismatch between src and dst"
+        memory, here, there, size = self._gpu.memory, self.handle, src.handle, self.size
+
+        def copy() -> None:
+            memory.bytes_at(here, size)[:] = memory.bytes_at(there, size)
+
+        stream.queue("copy", copy)
+
+    def copy_to(self, dst: Buffer, *, stream: Stream) -> Buffer:
+        dst.copy_from(self, stream=stream)
+        return dst
+
+    def close(self, stream: Stream | None = None) -> None:
+        """Freed in the stream's order, if it is given."""
+        kind, self._kind = self._kind, None
+        if kind is None:
+            return
+        memory, address = self._gpu.memory, self.handle
+        if stream is None:
+            memory.free(address, kind)
+        else:
+            stream.queue("free", lambda: memory.free(address, kind))
+
+    def __del__(self) -> None:
+        if self._kind is not None:
+            self._gpu.memory.free(self.handle, self._kind)
+
+
+class Stream:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+        self._queued: list[tuple[str, Callable[[], None]]] = []
+        self.done, self.capturing, self.closed = 0, False, False
+        self._captured: list[tuple[str, Callable[[], None]]] = []
+        self.handle = 0x5000 + len(gpu.streams)
+        gpu.streams[self.handle] = self
+
+    def queue(self, what: str, work: Callable[[], None]) -> None:
+        assert not self.closed, "work for a closed stream"
+        self._gpu.check_current()
+        (self._captured if self.capturing else self._queued).append((what, work))
+
+    @property
+    def position(self) -> int:
+        return self.done + len(self._queued)
+
+    def finish(self, position: int) -> None:
+        """Do what is queued up to `position`."""
+        if position > self.done:
+            self._gpu.waits += 1
+        while self.done < position:
+            what, work = self._queued.pop(0)
+            self.done += 1
+            self._gpu.do(what, work)
+
+    def sync(self) -> None:
+        assert not self.capturing, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: waiting for a stream that is captured"
+        self.finish(self.position)
+
+    def record(self, event: Event) -> Event:
+        assert not self.capturing
+        event.stream, event.position = self, self.position
+        return event
+
+    def create_graph_builder(self) -> GraphBuilder:
+        return GraphBuilder(self._gpu, self)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Event:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+        self.stream: Stream | None = None
+        self.position = 0
+        gpu.memory.allocations.setdefault("events", 0)
+        gpu.memory.allocations["events"] += 1
+
+    def sync(self) -> None:
+        if self.stream is not None:
+            self.stream.finish(self.position)
+
+    def close(self) -> None: ...
+
+
+class GraphBuilder:
+    def __init__(self, gpu: FakeGpu, stream: Stream) -> None:
+        self._gpu, self._stream = gpu, stream
+
+    def begin_building(self, mode: str = "relaxed") -> GraphBuilder:
+        assert mode in ("global", "thread_local", "relaxed")
+        self._stream.capturing, self._stream._captured = True, []
+        return self
+
+    def end_building(self) -> GraphBuilder:
+        assert self._stream.capturing
+        self._stream.capturing = False
+        return self
+
+    def complete(self, options: None = None) -> Graph:
+        assert not self._stream.capturing
+        return Graph(self._gpu, tuple(self._stream._captured))
+
+    def close(self) -> None:
+        assert not self._stream.capturing, "the stream was left in capture mode"
+
+
+class Graph:
+    def __init__(self, gpu: FakeGpu, work: Sequence[tuple[str, Callable[[], None]]]) -> None:
+        assert work, "an empty graph"
+        self._gpu, self._work = gpu, work
+        self.closed = False
+
+    def upload(self, stream: Stream) -> None:
+        self._gpu.check_current()
+
+    def launch(self, stream: Stream) -> None:
+        assert not self.closed and not stream.capturing
+
+        def replay() -> None:
+            for what, work in self._work:
+                self._gpu.do(what, work)
+
+        stream.queue("graph", replay)
+
+    def close(self) -> None:
+        self.closed = True
