@@ -73,7 +73,8 @@ def snapshot(model: str, revision: str | None) -> Snapshot:
         try:
             return _find(successor, revision)
         except ExportError as second:
-            raise ExportError(f"tried the hub cache, {model} and its successor: {first}; {second}") from second
+            tried = f"tried the hub cache, {model} and its successor: {first.what}; {second.what}"
+            raise ExportError(tried, remedy=second.remedy) from second
 
 
 def _find(repo: str, revision: str | None) -> Snapshot:
