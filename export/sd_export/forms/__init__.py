@@ -5,7 +5,7 @@
     cuda         fused operators of ONNX Runtime, channels last                    ONNX Runtime's CUDA provider
     trt          as traced, but attention wider than its kernels taken apart       TensorRT 10.15 and later
     trt-basic    opset 20: no Attention, InstanceNormalization for groups          TensorRT 10.0 to 10.14
-    trt-legacy   opset 17: neither, nor LayerNormalization nor Gelu, 32-bit input  TensorRT 8.5 and 8.6
+    trt-legacy   opset 17: neither, nor LayerNormalization nor Gelu                TensorRT 8.5 and 8.6
 
 TensorRT parses Attention from 10.14 on, but GroupNormalization as of opset 21, with a scale for each channel, only from
 10.15 (addNormalizationV2).  Every graph is small; its weights are references into the component's one weights file.
@@ -14,7 +14,7 @@ TensorRT parses Attention from 10.14 on, but GroupNormalization as of opset 21, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -105,11 +105,6 @@ def write_forms(folder: Path, plain: Graph, precision: Precision) -> dict[str, G
 
 
 def _entry(model: ir.Model, plain: Graph, path: str) -> Graph:
-    """The form's tensors: those of the plain graph that it still has, of the types that it has them in."""
-    dtypes = {value.name: str(value.dtype) for value in (*model.graph.inputs, *model.graph.outputs)}
-    inputs = tuple(replace(spec, dtype=_numpy_name(dtypes[spec.name])) for spec in plain.inputs)
-    return Graph(path, inputs, tuple(spec for spec in plain.outputs if spec.name in dtypes))
-
-
-def _numpy_name(dtype: str) -> str:
-    return {"FLOAT": "float32", "FLOAT16": "float16", "INT64": "int64", "INT32": "int32"}[dtype]
+    """The plain graph's tensors, but for outputs that the form does without."""
+    names = [value.name for value in model.graph.outputs]
+    return Graph(path, plain.inputs, tuple(spec for spec in plain.outputs if spec.name in names))

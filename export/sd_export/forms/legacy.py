@@ -1,8 +1,9 @@
 """A graph of opset 23 in operators of opset 17, as TensorRT 8.5 and 8.6 parse it.
 
-Their parsers know no Attention and no Gelu, 8.5 no normalisations beyond an InstanceNormalization that calls cuDNN;
-they ignore Shape's `start` and `end` (and would return the whole shape), and 64-bit inputs become 32-bit behind the
-graph's back.  After TensorRT's parser, github.com/onnx/onnx-tensorrt, release/8.5-GA, builtin_op_importers.cpp.
+Their parsers know no Attention and no Gelu, 8.5 no normalisations beyond an InstanceNormalization that calls cuDNN,
+and they ignore Shape's `start` and `end` (they would return the whole shape).  Their networks are weakly typed: in
+which precision a layer computes is told layer by layer, so the float32 ones carry FLOAT32 in their names.
+After TensorRT's parser, github.com/onnx/onnx-tensorrt, release/8.5-GA, builtin_op_importers.cpp.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import math
 import onnx_ir as ir
 
 from .attention import decompose_attention
-from .editor import Editor, attribute, needed, set_attributes
+from .editor import NUMPY, Editor, attribute, needed, set_attributes
 from .normalisation import group_norm_by_means, layer_norm_by_means
 
 OPSET, IR_VERSION = 17, 8
+FLOAT32 = "@float32"
 NEWER_ATTRIBUTES = {
     "Resize": ("antialias", "keep_aspect_ratio_policy"),
     "Split": ("num_outputs",),
@@ -24,7 +26,7 @@ NEWER_ATTRIBUTES = {
 
 
 def to_legacy(editor: Editor) -> None:
-    """Lower everything; the graph's inputs are 32-bit afterwards."""
+    """Lower everything, and say in their names which layers of a float16 graph compute in float32."""
     decompose_attention(editor)
     group_norm_by_means(editor)
     layer_norm_by_means(editor)
@@ -32,10 +34,8 @@ def to_legacy(editor: Editor) -> None:
     _whole_shapes(editor)
     for node in editor.graph:
         _spell_as_before(editor, node)
-    for value in editor.graph.inputs:
-        if value.dtype == ir.DataType.INT64:
-            _make_32_bit(value)
     editor.finish()
+    _name_float32(editor)
 
 
 def _gelu_by_erf(editor: Editor) -> None:
@@ -79,9 +79,10 @@ def _spell_as_before(editor: Editor, node: ir.Node) -> None:
         node.replace_input_with(1, editor.integers(0))  # torch squeezes sizes read from shapes: (1,) to ()
 
 
-def _make_32_bit(value: ir.Value) -> None:
-    """Make an integer tensor, and what is only another view of it, 32-bit."""
-    value.dtype = ir.DataType.INT32
-    for node, position in value.uses():
-        if node.op_type == "Reshape" and position == 0:
-            _make_32_bit(node.outputs[0])
+def _name_float32(editor: Editor) -> None:
+    """Mark the nodes of a float16 graph that make float32: the timestep's sinusoids, the norms' statistics."""
+    made = [node for node in editor.graph if node.outputs[0].dtype == ir.DataType.FLOAT]
+    if len(made) == sum(node.outputs[0].dtype in NUMPY for node in editor.graph):
+        return  # the whole graph is float32
+    for node in made:
+        node.name = f"{node.name}{FLOAT32}"

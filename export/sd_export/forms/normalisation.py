@@ -2,8 +2,7 @@
 
 Group normalisation: Wu & He 2018, arXiv 1803.08494, equation 7; layer normalisation: Ba et al. 2016, arXiv 1607.06450,
 equation 4.  Whatever the graph's type, mean and variance are float32: a float16 sum of squares is where pictures turn
-black.  Nodes that compute them have STATISTICS in their name, which tells an engine builder that takes precision from
-layers, not from types, where float32 must stay.
+black.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import onnx_ir as ir
 
 from .editor import NUMPY, Editor, Shape, attribute, dtype_of, needed, static
 
-STATISTICS = "statistics"
 FLOAT = ir.DataType.FLOAT
 
 
@@ -73,17 +71,17 @@ def _standardised(editor: Editor, value: ir.Value, epsilon: float) -> ir.Value:
     one: Shape = [*value.shape[:-1], 1]
     wide = value
     if value.dtype != FLOAT:
-        wide = editor.add("Cast", [value], f"{STATISTICS}/float", like=value, dtype=FLOAT, to=FLOAT.value)
-    mean = editor.add("ReduceMean", [wide], f"{STATISTICS}/mean", like=wide, shape=one, axes=[-1], keepdims=1)
-    centred = editor.add("Sub", [wide, mean], f"{STATISTICS}/centred", like=wide)
-    squares = editor.add("Mul", [centred, centred], f"{STATISTICS}/squares", like=wide)
-    variance = editor.add("ReduceMean", [squares], f"{STATISTICS}/variance", like=mean, axes=[-1], keepdims=1)
-    positive = editor.add("Add", [variance, editor.scalar(epsilon, wide)], f"{STATISTICS}/positive", like=mean)
-    deviation = editor.add("Sqrt", [positive], f"{STATISTICS}/deviation", like=mean)
-    normal = editor.add("Div", [centred, deviation], f"{STATISTICS}/normal", like=wide)
+        wide = editor.add("Cast", [value], "statistics/float", like=value, dtype=FLOAT, to=FLOAT.value)
+    mean = editor.add("ReduceMean", [wide], "statistics/mean", like=wide, shape=one, axes=[-1], keepdims=1)
+    centred = editor.add("Sub", [wide, mean], "statistics/centred", like=wide)
+    squares = editor.add("Mul", [centred, centred], "statistics/squares", like=wide)
+    variance = editor.add("ReduceMean", [squares], "statistics/variance", like=mean, axes=[-1], keepdims=1)
+    positive = editor.add("Add", [variance, editor.scalar(epsilon, wide)], "statistics/positive", like=mean)
+    deviation = editor.add("Sqrt", [positive], "statistics/deviation", like=mean)
+    normal = editor.add("Div", [centred, deviation], "statistics/normal", like=wide)
     if value.dtype == FLOAT:
         return normal
-    return editor.add("Cast", [normal], f"{STATISTICS}/narrow", like=value, to=dtype_of(value).value)
+    return editor.add("Cast", [normal], "statistics/narrow", like=value, to=dtype_of(value).value)
 
 
 def _scale_and_shift(editor: Editor, node: ir.Node, normal: ir.Value, *, per_channel: bool) -> None:
