@@ -140,6 +140,8 @@ class Device:
     def allocate(self, size: int, *, stream: Stream) -> Buffer:
         self._gpu.check_current()
         assert not stream.capturing, "an allocation while a graph is captured"
+        if self._gpu.memory.used + size > self._gpu.memory.capacity:
+            stream.sync()  # allocations are in the stream's order: what is freed before is there to be used
         return Buffer(self._gpu, self._gpu.memory.allocate(size, "device"), size, "device")
 
 
@@ -264,7 +266,8 @@ class GraphBuilder:
 
     def complete(self, options: None = None) -> Graph:
         assert not self._stream.capturing
-        return Graph(self._gpu, tuple(self._stream._captured))
+        work, self._stream._captured = tuple(self._stream._captured), []
+        return Graph(self._gpu, work)
 
     def close(self) -> None:
         assert not self._stream.capturing, "the stream was left in capture mode"
@@ -289,4 +292,4 @@ class Graph:
         stream.queue("graph", replay)
 
     def close(self) -> None:
-        self.closed = True
+        self.closed, self._work = True, ()

@@ -204,6 +204,8 @@ class Context:
             return
         import tensorrt as trt
 
+        if self._shapes:
+            self._plan.gpu.stream.sync()  # what is under way needs the old ones
         for name, shape in shapes.items():
             if not self.context.set_input_shape(name, trt.Dims(list(shape))):
                 raise self._plan.library.failure(f"engine {self._plan.name} does not take '{name}' of shape {shape}")
