@@ -5,6 +5,14 @@
     samplers, dpm_solver     how a step is made: read these to learn how diffusion sampling works
     plan, make               any of them as one table of numbers
 
+The results are those of diffusers' schedulers, quirks included, to float32 rounding: test_schedulers_parity compares
+them and lists every exception with its reason.  Where a user can notice one:
+
+    image to image with LMS     starts at order 1; diffusers weighs slopes that it does not have
+    trailing at 62 step counts  has no timestep −1 at the end
+    DPM++ SDE                   takes its noise from the request's seed; diffusers' Brownian tree has a seed of its own
+    UniPC bh1, DDIM at eta 1    finite where diffusers returns NaN (ending at σ = 0; zero terminal SNR)
+
 Nothing is imported before it is used, so that listing samplers does not load numpy.
 """
 

@@ -20,7 +20,15 @@ from typing import Any
 
 from ..errors import BundleError, SDError, UsageError
 from .names import SCHEDULERS, SchedulerChoice
-from .options import ACCEPTED, CHOICES, FIXED, HONOURED, REMEDIES, RENAMED, REQUIRED, SOLVERS
+from .options import ACCEPTED, CHOICES, FIXED, HONOURED, REMEDIES, REQUIRED, SOLVERS
+
+TYPES = {  # as the fields below are declared → as an error message says it
+    "int": "a whole number",
+    "float": "a positive number, for a beta below 1",
+    "bool": "true, false",
+    "str": "a text",
+    "tuple[float, ...] | None": "null, or a list of numbers between 0 and 1",
+}
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,11 @@ def _read(class_name: str, raw: Mapping[str, Any], error: type[SDError]) -> Sche
         if key in given or key in REQUIRED:
             _check_choice(class_name, key, given.get(key), ACCEPTED[key], error)
     values = {key: given.get(key, default) for key, default in HONOURED[class_name].items()}
-    for key, renamed in RENAMED.get(class_name, {}).items():
-        if isinstance(values[key], str):
-            values[key] = renamed.get(values[key], values[key])
-    for key, accepted in {**CHOICES, **SOLVERS.get(class_name, {})}.items():
-        if key in values:
-            _check_choice(class_name, key, values[key], accepted, error)
+    solvers = SOLVERS.get(class_name, {})
+    for key in values:
+        if key in CHOICES or key in solvers:
+            _check_choice(class_name, key, values[key], CHOICES.get(key) or tuple(solvers[key]), error)
+    values.update({key: meaning[values[key]] for key, meaning in solvers.items()})
     values = {key: _typed(class_name, key, value, error) for key, value in values.items()}
     _check_together(class_name, values, error)
     return SchedulerConfig(class_name, original=json.dumps(dict(raw), sort_keys=True), **values)
@@ -120,13 +127,14 @@ def _typed(class_name: str, key: str, value: Any, error: type[SDError]) -> Any:
         return value
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 20:
         return value
-    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+    most = 1.0 if key.startswith("beta_") else math.inf
+    if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < most:
         return float(value)
     if key == "trained_betas" and value is None:
         return None
-    if key == "trained_betas" and isinstance(value, list) and all(isinstance(beta, float) for beta in value):
+    if key == "trained_betas" and isinstance(value, list) and all(isinstance(b, float) and 0 < b < 1 for b in value):
         return tuple(value)
-    raise error(f"{class_name}: {key}", got=value, accepted=f"a {kind}")
+    raise error(f"{class_name}: {key}", got=value, accepted=TYPES[kind])
 
 
 def _check_together(class_name: str, values: Mapping[str, Any], error: type[SDError]) -> None:

@@ -107,30 +107,33 @@ CHOICES: dict[str, tuple[object, ...]] = {  # the values that an honoured option
     "final_sigmas_type": ("zero", "sigma_min"),
     "solver_order": (1, 2, 3),
 }
-# Solver names that a file carries over from another class, and what the class makes of them.
-RENAMED: dict[str, dict[str, dict[str, str]]] = {
+_MIDPOINT = {"midpoint": "midpoint", "heun": "heun", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"}
+SOLVERS: dict[
+    str, dict[str, dict[str, str]]
+] = {  # names in a file, some carried over from other classes → their meaning
     "DPMSolverMultistepScheduler": {
-        "algorithm_type": {"deis": "dpmsolver++"},
-        "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+        "algorithm_type": {
+            "dpmsolver++": "dpmsolver++",
+            "sde-dpmsolver++": "sde-dpmsolver++",
+            "deis": "dpmsolver++",
+        },
+        "solver_type": _MIDPOINT,
     },
-    "UniPCMultistepScheduler": {"solver_type": {"midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}},
+    "DPMSolverSinglestepScheduler": {
+        "algorithm_type": {"dpmsolver++": "dpmsolver++", "deis": "dpmsolver++"},
+        "solver_type": _MIDPOINT,
+    },
+    "UniPCMultistepScheduler": {
+        "solver_type": {"bh1": "bh1", "bh2": "bh2", "midpoint": "bh2", "heun": "bh2", "logrho": "bh2"},
+    },
     "DEISMultistepScheduler": {
-        "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
-        "solver_type": {"midpoint": "logrho", "heun": "logrho", "bh1": "logrho", "bh2": "logrho"},
+        "algorithm_type": dict.fromkeys(("deis", "dpmsolver", "dpmsolver++"), "deis"),
+        "solver_type": dict.fromkeys(("logrho", "midpoint", "heun", "bh1", "bh2"), "logrho"),
     },
 }
-RENAMED["DPMSolverSinglestepScheduler"] = RENAMED["DPMSolverMultistepScheduler"]
-SOLVERS: dict[str, dict[str, tuple[object, ...]]] = {
-    "DPMSolverMultistepScheduler": {
-        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-        "solver_type": ("midpoint", "heun"),
-    },
-    "DPMSolverSinglestepScheduler": {"algorithm_type": ("dpmsolver++",), "solver_type": ("midpoint", "heun")},
-    "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1")},
-    "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
-}
+
 REMEDIES = {
     "clip_sample": 'latents are not bounded by 1: set "clip_sample": false in scheduler_config.json',
     "skip_prk_steps": "ask for plms, which is PNDM without the Runge-Kutta steps",
-    "sde": "the third-order SDE solver diverges in diffusers itself; choose dpmpp_2m_sde",
+    "sde": "the third-order SDE formula of diffusers has a wrong constant; choose dpmpp_2m_sde",
 }
