@@ -137,10 +137,8 @@ def _explained(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            free = shutil.disk_usage(target.parent).free
             what = f"no space left to write {target} ({error.strerror})"
-            remedy = "free some, or choose another place with --output"
-            raise ExportError(what, got=f"{free / 1e9:.1f} GB free", remedy=remedy) from error
+            raise ExportError(what, remedy="free some, or choose another place with --output") from error
         if error.errno in _NOT_WRITABLE and error.filename and Path(error.filename).is_relative_to(target.parent):
             what = f"cannot write {target} ({error.strerror})"
             raise ExportError(what, remedy="choose another place with --output") from error

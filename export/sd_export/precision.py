@@ -1,8 +1,9 @@
 """A float32 graph → the same graph in float16, typed throughout, for runtimes that take precision from the graph.
 
-Kept in float32: the graph's inputs and outputs (cast at the edge), what follows from the timestep up to the first
-matrix product (its sinusoids turn through thousands of radians), likewise what follows from floats that are made from
-integers and from the network's own casts to float32, and Resize's scales.  The statistics of normalisations stay float32 through the operators' own stash_type.
+Kept in float32: the graph's inputs and outputs (cast at the edge); Resize's scales; and, each up to the next matrix
+product, what follows from the timestep (its sinusoids turn through thousands of radians), from floats that are made
+from integers, and from the network's own casts to float32.  The statistics of normalisations stay float32 through the
+operators' own stash_type.
 """
 
 from __future__ import annotations

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd_runtime.errors import UsageError
-from sd_runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from sd_runtime.manifest import Precision
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")

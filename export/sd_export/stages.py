@@ -40,7 +40,7 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
     _require_libraries()
     with Progress(2 + STAGES_PER_COMPONENT * len(request.components), quiet=quiet) as progress:
         with progress.stage("checkpoint"):
-            checkpoint = resolve_checkpoint(request.model, revision=request.revision)
+            checkpoint = resolve_checkpoint(request.model, revision=request.revision, quiet=quiet)
         target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
         with pack.locked(target, progress.note):
             if _is_current(target, request, checkpoint):
@@ -133,9 +133,10 @@ def _manifest(
 ) -> Manifest:
     sizes = Sizes.of(checkpoint.configs)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    origin = checkpoint.id if checkpoint.revision is not None else checkpoint.name  # not where it lies on this machine
     return Manifest(
         name=checkpoint.name,
-        source=Source(checkpoint.id, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
+        source=Source(origin, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
         precision=request.precision,
         latent=Latent(sizes.channels, sizes.pixels, checkpoint.configs["vae"].get("scaling_factor", 0.18215)),
         defaults=_defaults(checkpoint, sizes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from sd_export import components
 from sd_export.precision import to_float16
-from sd_export.request import COMPONENTS
-from sd_export.signature import Signature, Sizes
+from sd_export.request import COMPONENTS, ExportRequest
+from sd_export.signature import Signature
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
-from sd_export.trace import trace
+from sd_export.stages import export
 from sd_export.weights import save
 from sd_runtime.tensor import Array, Dim
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -136,28 +137,29 @@ def tiny_checkpoint(tiny_folder: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def traced(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Traced]:
-    """traced(component, "fp32" | "fp16"), each traced once."""
-    made: dict[tuple[str, str], Traced] = {}
-    root = tmp_path_factory.mktemp("traced")
+def tiny_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All of the tiny checkpoint exported in float32; tests must not change it."""
+    return export(ExportRequest(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "tiny"))
 
+
+@pytest.fixture(scope="session")
+def traced(
+    tiny_bundle: Path, tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Traced]:
+    """traced(component, "fp32" | "fp16"): from the bundle, or converted as the export converts."""
+    halves = tmp_path_factory.mktemp("halves")
+
+    @functools.cache
     def get(name: str, precision: str) -> Traced:
-        if (name, precision) not in made:
-            folder = root / precision / name
-            folder.mkdir(parents=True)
-            if precision == "fp32":
-                network = components.load(name, tiny_checkpoint)
-                module, signature = network.module, network.signature
-                pixels = Sizes.of(tiny_checkpoint.configs).pixels
-                model = trace(module, signature, root=network.root, pixels=pixels)
-            else:
-                single = get(name, "fp32")
-                module, signature = single.module, single.signature
-                model = ir.load(single.graph)
-                to_float16(model)
-            save(model, folder / "model.onnx", folder / "model.safetensors")
-            made[name, precision] = Traced(module, signature, folder / "model.onnx")
-        return made[name, precision]
+        network = components.load(name, tiny_checkpoint)
+        graph = tiny_bundle / name / "model.onnx"
+        if precision == "fp16":
+            model = ir.load(graph)
+            to_float16(model)
+            graph = halves / name / "model.onnx"
+            graph.parent.mkdir()
+            save(model, graph, graph.with_name("model.safetensors"))
+        return Traced(network.module, network.signature, graph)
 
     return get
 

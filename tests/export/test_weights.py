@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_layout(traced: Callable[..., Any], component: str, precision: str) -> N
     assert begin % PAGE == 0
     spans = [entry["data_offsets"] for entry in entries.values()]
     assert spans[0][0] == 0
-    assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
     assert begin + spans[-1][1] == path.stat().st_size
     whole = [(last - first) % LINE == 0 for first, last in spans]
     assert whole == sorted(whole, reverse=True)  # tensors of whole lines first: all of them aligned

@@ -1,0 +1,115 @@
+"""sd-export as its users meet it: help, progress, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sd_export import stages
+from sd_export.cli import main
+from sd_export.progress import Progress, describe_size
+
+IMPORTS = """
+import sys
+from sd_export.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+loaded = {"torch", "onnx", "onnx_ir", "numpy", "diffusers", "transformers", "filelock"} & set(sys.modules)
+sys.exit(f"loaded {loaded}" if loaded else 0)
+"""
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sd-export --model demo" in done.stdout
+    assert time.monotonic() - start < 2  # 0.1 s on an idle machine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "the following arguments are required: --model; see sd-export --help"),
+        (["--model", "demo", "--precision", "int8"], 2, "argument --precision: invalid choice"),
+        (["--model", "demo", "--components", "unet,vae"], 2, "components: got unet,vae, accepted text_encoder"),
+        (["--model", "demo", "--components", ""], 2, "components: got "),
+        (["--model", "demo", "--revision", "main"], 2, "revision: got main, accepted only together with a hub id"),
+        (["--model", "no/such/folder"], 2, "model: got no/such/folder, accepted demo, a folder"),
+        (["--model", "a\ud800"], 2, r"model: got a\ud800, accepted demo, a folder"),
+        (["--mod", "demo"], 2, "required: --model"),
+    ],
+)
+def test_usage_errors(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sd-export: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_failures_exit_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--model", "demo", "--output", str(tmp_path / "file"), "--force", "--quiet"]) == 1
+    assert "exists and is not a bundle" in capsys.readouterr().err
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(stages, "LIBRARIES", ("no_such_library",))
+    assert main(["--model", "demo"]) == 1
+    expected = 'sd-export: sd-export needs no_such_library; pip install "sd-lean[export]"\n'
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_output_of_an_export(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "bundle"
+    flags = ["--model", str(tiny_folder), "--output", str(target), "--components", "vae_encoder"]
+    assert main(flags) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{target}\n"
+    stages_shown = [line.split("  ")[0] for line in err.splitlines()]
+    assert stages_shown[:5] == ["checkpoint", *(f"vae_encoder: {w}" for w in ("load", "trace", "write", "check"))]
+    assert all(line.endswith((" s", "B")) for line in err.splitlines())
+    assert main([*flags, "--quiet"]) == 0
+    assert capsys.readouterr() == (f"{target}\n", f"{target} is up to date\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_ticks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sd_export.progress.REFRESH", 0.05)
+    (tmp_path / "weights").write_bytes(bytes(1_500_000))
+    stream = Terminal()
+    with Progress(2, stream=stream) as progress, progress.stage("unet: trace", tmp_path / "weights"):
+        time.sleep(0.3)
+    shown = stream.getvalue()
+    assert shown.count("unet: trace") > 3
+    assert "1.5 MB" in shown
+
+
+def test_quiet_progress_still_passes_notes() -> None:
+    stream = Terminal()
+    with Progress(2, quiet=True, stream=stream) as progress, progress.stage("unet: trace"):
+        progress.note("waiting")
+    assert stream.getvalue() == "waiting\n"
+
+
+def test_a_failing_stage_is_not_reported_as_done() -> None:
+    stream = io.StringIO()
+    with pytest.raises(ZeroDivisionError), Progress(1, stream=stream) as progress, progress.stage("unet: trace"):
+        _ = 1 / 0
+    assert stream.getvalue() == ""
+
+
+def test_sizes() -> None:
+    assert [describe_size(n) for n in (0, 999, 14_883_840, 3_438_000_000)] == ["0 B", "999 B", "14.9 MB", "3.4 GB"]
