@@ -18,7 +18,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
@@ -202,9 +202,12 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Token ids as readable text: lower case, one blank after each word."""
-        tokens = {index: token for token, index in self._ids.items()}
-        data = b"".join(self._spelt[index] if index in self._spelt else spell(tokens[index]) for index in ids)
+        data = b"".join(self._spelt[index] if index in self._spelt else spell(self._tokens[index]) for index in ids)
         return data.decode("utf-8", "replace").strip()
+
+    @cached_property
+    def _tokens(self) -> dict[int, str]:
+        return {index: token for token, index in self._ids.items()}
 
     def _split(self, text: str) -> Iterator[str | int]:
         """The ids of added tokens, and the text between them, normalised."""
