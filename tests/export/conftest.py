@@ -15,12 +15,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from sd_export import components
+from sd_export.modules import freeze
 from sd_export.precision import to_float16
 from sd_export.request import COMPONENTS, ExportRequest
 from sd_export.signature import Signature
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
 from sd_export.stages import export
+from sd_export.trace import trace
 from sd_export.weights import save
 from sd_runtime.tensor import Array, Dim
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -152,14 +154,33 @@ def traced(
     @functools.cache
     def get(name: str, precision: str) -> Traced:
         network = components.load(name, tiny_checkpoint)
-        graph = tiny_bundle / name / "model.onnx"
-        if precision == "fp16":
-            model = ir.load(graph)
-            to_float16(model)
-            graph = halves / name / "model.onnx"
-            graph.parent.mkdir()
-            save(model, graph, graph.with_name("model.safetensors"))
-        return Traced(network.module, network.signature, graph)
+        single = Traced(network.module, network.signature, tiny_bundle / name / "model.onnx")
+        return single if precision == "fp32" else halved(single, halves / name)
+
+    return get
+
+
+def halved(single: Traced, folder: Path) -> Traced:
+    """The same network with its graph in float16, written to `folder`."""
+    model = ir.load(single.graph)
+    to_float16(model)
+    return written(single.module, single.signature, model, folder)
+
+
+def written(module: torch.nn.Module, signature: Signature, model: ir.Model, folder: Path) -> Traced:
+    folder.mkdir()
+    save(model, folder / "model.onnx", folder / "model.safetensors")
+    return Traced(module, signature, folder / "model.onnx")
+
+
+@pytest.fixture
+def trace_module(tmp_path: Path) -> Callable[[torch.nn.Module, Signature, str], dict[str, Traced]]:
+    """trace_module(module, signature, root) → the module's graph in each precision."""
+
+    def get(module: torch.nn.Module, signature: Signature, root: str = "") -> dict[str, Traced]:
+        freeze(module)
+        single = written(module, signature, trace(module, signature, root=root, pixels=8), tmp_path / "fp32")
+        return {"fp32": single, "fp16": halved(single, tmp_path / "fp16")}
 
     return get
 

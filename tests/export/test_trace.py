@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from sd_export.signature import Signature, trace_shape
+from diffusers import UNet2DConditionModel
+from sd_export.modules import TextEncoder, UNet
+from sd_export.signature import Signature, Sizes, text_encoder_signature, trace_shape, unet_signature
 from sd_export.trace import OPSET, trace
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array, Dim, TensorSpec
+from transformers import CLIPTextConfig, CLIPTextModel
 
 # Latent sizes, none of which is the traced one: odd, even, the smallest, and larger than traced.
 SHAPES = [
@@ -64,6 +67,52 @@ def test_unet_takes_fractional_timesteps(traced: Callable[..., Any]) -> None:
         outputs[timestep] = network.run(feeds)["out_sample"]
         assert relative_error(outputs[timestep], network.reference(feeds)["out_sample"]) < 1e-5
     assert not np.allclose(outputs[0.0], outputs[0.5])
+
+
+def assert_parity(network: Any, sizes: dict[str, int], limit: float) -> None:
+    feeds = network.feeds(with_pixels(sizes))
+    expected, got = network.reference(feeds), network.run(feeds)
+    for name, reference in expected.items():
+        assert relative_error(got[name], reference) < limit, name
+
+
+def test_unet_of_stable_diffusion_2(trace_module: Callable[..., Any]) -> None:
+    """Linear projections, a number of heads for each level, attention that the checkpoint wants in float32."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=(2, 4),
+        norm_num_groups=4,
+        use_linear_projection=True,
+        upcast_attention=True,
+    )
+    graphs = trace_module(UNet(unet), unet_signature(Sizes(4, 8, 16, 77, 24)), "unet")
+    assert_parity(graphs["fp32"], SHAPES[1], 1e-5)
+    assert_parity(graphs["fp16"], SHAPES[1], 3e-3)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_text_encoders_as_published(trace_module: Callable[..., Any], activation: str) -> None:
+    """Both versions' configs name 2 as the end of text: transformers then takes the largest id's position."""
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=602,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        hidden_act=activation,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    graphs = trace_module(TextEncoder(CLIPTextModel(config)), text_encoder_signature(Sizes(4, 8, 16, 77, 24)))
+    assert_parity(graphs["fp32"], SHAPES[1], 1e-5)
+    assert_parity(graphs["fp16"], SHAPES[1], 3e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
