@@ -8,6 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Small tensors on few cores: threads that wait for each other cost more than they bring.  Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline a case: on a busy machine any of them can take a second.
 hypothesis.settings.register_profile("here", hypothesis.settings.default, deadline=None)
 hypothesis.settings.load_profile("here")
