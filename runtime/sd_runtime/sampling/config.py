@@ -120,7 +120,7 @@ def _check_choice(class_name: str, key: str, value: object, accepted: tuple[obje
 
 def _typed(class_name: str, key: str, value: Any, error: type[SDError]) -> Any:
     """`value` as the field's type; a null where diffusers allows one for a flag is false."""
-    kind = {f.name: f.type for f in fields(SchedulerConfig)}[key]
+    kind = str({f.name: f.type for f in fields(SchedulerConfig)}[key])
     if kind == "bool" and (value is None or isinstance(value, bool)):
         return bool(value)
     if kind == "str" and isinstance(value, str):

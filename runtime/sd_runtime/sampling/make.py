@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import Any
 
-from ..errors import UsageError
+import numpy as np
+
+from ..errors import BundleError, UsageError
 from .config import SchedulerConfig
 from .dpm_solver import dpmpp_multistep, dpmpp_singlestep, unipc
 from .path import (
@@ -53,7 +55,12 @@ def make_sampler(
     """The step function and the path that `make_plan` compiles."""
     check_steps(config, num_inference_steps)
     skip = num_inference_steps - steps_at_strength(num_inference_steps, strength)
-    path = make_path(config, NoiseSchedule.from_config(config), num_inference_steps, skip)
+    schedule = NoiseSchedule.from_config(config)
+    if not (np.diff(schedule.sigmas, prepend=0) > 0).all():
+        raise BundleError(
+            "training noise schedule", got=config.beta_schedule, accepted="σ that rises at every timestep"
+        )
+    path = make_path(config, schedule, num_inference_steps, skip)
     if path.sigmas[0] > 1e9 and config.prediction_type == "epsilon":
         raise UsageError(
             "a schedule of zero terminal SNR cannot start from epsilon predictions",

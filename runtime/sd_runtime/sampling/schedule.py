@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..errors import BundleError, UsageError
+from ..errors import UsageError
 from ..tensor import Array
 from .config import SchedulerConfig
 
@@ -48,14 +48,7 @@ class NoiseSchedule:
         alphas_cumprod = cumulative_product(np.float32(1) - betas)
         if config.rescale_betas_zero_snr and config.class_name in LIFTED:
             alphas_cumprod[-1] = LIFTED_ALPHA
-        schedule = cls(alphas_cumprod)
-        if not (np.diff(schedule.sigmas, prepend=0) > 0).all():
-            raise BundleError(
-                "training noise schedule",
-                got=f"σ from {schedule.sigmas[0]:g} to {schedule.sigmas[-1]:g}",
-                accepted="betas under which σ rises at every timestep",
-            )
-        return schedule
+        return cls(alphas_cumprod)
 
     @property
     def num_train_timesteps(self) -> int:
