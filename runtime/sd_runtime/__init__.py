@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .errors import OutOfMemoryError as OutOfMemoryError
     from .errors import SDError as SDError
     from .errors import UsageError as UsageError
-    from .pipeline import Generation as Generation
+    from .generation import Generation as Generation
     from .pipeline import Pipeline as Pipeline
     from .request import Request as Request
     from .request import make_request as make_request
@@ -36,7 +36,7 @@ _HOME = {
     "BundleError": "errors",
     "DependencyError": "errors",
     "EngineError": "errors",
-    "Generation": "pipeline",
+    "Generation": "generation",
     "NumericalError": "errors",
     "OutOfMemoryError": "errors",
     "Pipeline": "pipeline",

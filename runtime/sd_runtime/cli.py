@@ -15,7 +15,8 @@ from .errors import UsageError, one_line
 from .output import check_destination, expand_pattern
 
 if TYPE_CHECKING:
-    from .pipeline import Generation, Pipeline
+    from .generation import Generation
+    from .pipeline import Pipeline
     from .request import Request
     from .result import Result
 
@@ -104,7 +105,7 @@ def _draw(args: argparse.Namespace) -> None:
         generation = pipeline.start(request)
         _show_progress(generation, quiet=args.quiet)
         result = generation.result()
-        saved = _save(result, pipeline, paths, overwrite=args.overwrite)
+        saved = _save(result, paths, overwrite=args.overwrite)
     for prompt, lost in zip(request.prompts, result.truncated, strict=True):
         if lost:
             print(f"sd-run: dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}", file=sys.stderr)
@@ -137,10 +138,10 @@ def _destinations(args: argparse.Namespace, request: Request) -> list[Path] | No
     return paths
 
 
-def _save(result: Result, pipeline: Pipeline, paths: list[Path] | None, *, overwrite: bool) -> list[Path]:
+def _save(result: Result, paths: list[Path] | None, *, overwrite: bool) -> list[Path]:
     from .metadata import save_numbered_png, save_png
 
-    described = [(image, pipeline.parameters(result.request, i)) for i, image in enumerate(result.images)]
+    described = list(zip(result.images, result.parameters, strict=True))
     if paths is None:
         return [save_numbered_png(image, ".", parameters=parameters) for image, parameters in described]
     return [

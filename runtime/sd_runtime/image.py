@@ -28,13 +28,6 @@ Resize: TypeAlias = Literal["crop", "fit", "stretch"]
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS: Final = 1 << 26  # 64 megapixels, 192 MiB as RGB: what we are willing to decode or to scale up to
 
-# Colours of Stable Diffusion 1.x latents: four channels and a constant → RGB in [-1, 1].  K. Turner, "Decoding latents
-# to RGB without upscaling", Hugging Face forum, 2022.
-SD1_PREVIEW: Final[Float32] = np.array(
-    [[0.298, 0.207, 0.208], [0.187, 0.286, 0.173], [-0.158, 0.189, 0.264], [-0.184, -0.271, -0.473], [0, 0, 0]],
-    np.float32,
-)
-
 
 # ---- samples → pictures ----------------------------------------------------------------------------------------------
 
@@ -78,29 +71,6 @@ def grid(images: Sequence[Image], rows: int, columns: int) -> Image:
     for index, image in enumerate(images):
         sheet.paste(image, (index % columns * width, index // columns * height))
     return sheet
-
-
-# ---- previews: latents → small pictures without the VAE --------------------------------------------------------------
-
-
-def preview(latents: Float32, matrix: Float32 = SD1_PREVIEW) -> list[Image]:
-    """(B, C, h, w) scaled latents → B pictures of w × h pixels: each latent cell's colour, guessed linearly.
-
-    matrix: (C + 1, 3) float32, a row a channel and the constant last, → RGB in [-1, 1]."""
-    colours = np.einsum("bchw,cr->brhw", latents, matrix[:-1]) + matrix[-1][:, None, None]
-    return to_pictures(colours.astype(np.float32))
-
-
-def fit_preview_matrix(latents: Float32, samples: Float32) -> Float32:
-    """The (C + 1, 3) matrix for `preview` that comes closest, in least squares, to what the VAE makes of these latents.
-
-    latents (B, C, h, w) and the samples (B, 3, k·h, k·w) in [-1, 1] that they decode to; a few pictures suffice."""
-    batch, channels, height, width = latents.shape
-    blocks = samples.reshape(batch, 3, height, samples.shape[2] // height, width, samples.shape[3] // width)
-    colours = blocks.mean(axis=(3, 5)).transpose(0, 2, 3, 1).reshape(-1, 3)
-    cells = latents.transpose(0, 2, 3, 1).reshape(-1, channels)
-    matrix: Array = np.linalg.lstsq(np.column_stack([cells, np.ones(len(cells))]), colours, rcond=None)[0]
-    return matrix.astype(np.float32)
 
 
 # ---- pictures → samples ----------------------------------------------------------------------------------------------

@@ -144,11 +144,14 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Latent:
-    """The latent space: channels, pixels per latent cell, and z = scaling_factor · (encoder output)."""
+    """The latent space: channels, pixels per latent cell, and z = scaling_factor · (encoder output).
+
+    preview: a matrix that guesses colours from latents, as `preview` reads it; None: Stable Diffusion 1's will do."""
 
     channels: int
     pixels: int
     scaling_factor: float
+    preview: tuple[tuple[float, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

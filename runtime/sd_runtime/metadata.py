@@ -96,7 +96,7 @@ def format_parameters(parameters: Parameters) -> str:
     settings = {
         "Steps": parameters.num_inference_steps,
         "Sampler": parameters.scheduler,
-        "CFG scale": None if parameters.guidance_scale is None else _shortest(parameters.guidance_scale),
+        "CFG scale": None if parameters.guidance_scale is None else shortest(parameters.guidance_scale),
         "Seed": parameters.seed,
         "Size": size,
         "Model hash": parameters.model_hash,
@@ -180,7 +180,7 @@ def _from_settings(prompt: str, negative_prompt: str, settings: dict[str, str]) 
     )
 
 
-def _shortest(number: float) -> str:
+def shortest(number: float) -> str:
     """The shortest decimal that reads back as the same float, without a trailing .0."""
     return repr(float(number)).removesuffix(".0")
 

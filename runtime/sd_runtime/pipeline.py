@@ -8,29 +8,34 @@ cancelling, `pipe.start(request)` returns a `Generation`: iterate over its steps
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
 
-from . import __version__
 from .bundle import Bundle, find_bundle
 from .components import Components
-from .denoise import Guidance, denoise
 from .engines.onnxruntime import choose_device
-from .errors import NumericalError, UsageError
+from .errors import UsageError
+from .generation import Generation
+from .image import Picture, Resize, from_pictures
+from .inputs import NO_INPUTS, Inputs, make_inputs
 from .manifest import Manifest
 from .metadata import Parameters
-from .noise import NoiseSource
-from .prompt import PromptEmbeddings, Tokenizer, encode_prompts
-from .request import Request, make_request
-from .result import Result, Step, Timings
-from .sampling import SchedulerConfig, make_plan, resolve
+from .preview import SD1_PREVIEW
+from .prompt import PromptEmbeddings, TokenEmbeddings, Tokenizer, encode_prompts, load_textual_inversion
+from .provenance import describe
+from .request import DEFAULT_STRENGTH, Request, make_request
+from .result import Result, Step
+from .safetensors import open_safetensors
+from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .schema import parse_json
-from .tensor import Array, all_finite
+from .tensor import Array
+from .vae import Posterior, decode, encode
+
+TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
 
 class Pipeline:
@@ -42,6 +47,9 @@ class Pipeline:
         """Use `Pipeline.load`; the parts are taken apart here for tests and embedders."""
         self.bundle, self.components, self.tokenizer = bundle, components, tokenizer
         self.scheduler_config = scheduler_config
+        self.inversions: dict[str, Array] = {}  # the words of textual inversions, each with its vectors (k, D)
+        preview = bundle.manifest.latent.preview
+        self.preview_matrix = SD1_PREVIEW if preview is None else np.array(preview, np.float32)
 
     @classmethod
     def load(cls, bundle: str | Path | None = None, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Pipeline:
@@ -63,6 +71,9 @@ class Pipeline:
         self,
         prompt: str | Sequence[str],
         *,
+        image: Picture | Sequence[Picture] | None = None,
+        strength: float | None = None,
+        resize: Resize = "crop",
         negative_prompt: str | Sequence[str] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -77,13 +88,19 @@ class Pipeline:
         prompt_weighting: bool = True,
         truncate: bool = False,
         latents: Array | None = None,
+        decode: bool = True,
         callback: Callable[[Step], object] | None = None,
     ) -> Result:
         """Draw pictures; argument names are diffusers', ranges are in `Request`, None means the bundle's own default.
 
+        image: what to change instead of starting from noise alone: one for all prompts, or one each, of the kinds that
+        `image.from_pictures` takes; strength, by default 0.8, is how much of it is noised away.
         latents: (B, 4, height/8, width/8) float32 unit noise to start from instead of the seeds' noise.
+        decode: False leaves it at the latents.
         callback: called after every step; return False to stop early and get the picture as far as it came.
         """
+        if image is not None and strength is None:
+            strength = DEFAULT_STRENGTH
         request = make_request(
             self.manifest.defaults,
             prompt,
@@ -98,75 +115,114 @@ class Pipeline:
             width=width,
             scheduler=scheduler,
             rng=rng,
+            strength=strength,
+            resize=resize,
             prompt_weighting=prompt_weighting,
             truncate=truncate,
         )
-        generation = self.start(request, latents=latents)
+        generation = self.start(request, image=image, latents=latents)
         for step in generation:
             if callback is not None and callback(step) is False:
                 generation.stop()
-        return generation.result()
+        return generation.result(decode=decode)
 
-    def start(self, request: Request, *, latents: Array | None = None) -> Generation:
+    def start(
+        self,
+        request: Request,
+        *,
+        image: Picture | Sequence[Picture] | None = None,
+        latents: Array | None = None,
+    ) -> Generation:
         """Check a request against this bundle and encode its prompts; the steps run as the Generation is iterated."""
-        self._check_size(request)
-        if latents is not None:
-            expected = (request.num_images, *self.latent_shape(request))
-            if latents.shape != expected or latents.dtype != np.float32:
-                got = f"{latents.dtype}{latents.shape}"
-                raise UsageError("latents", got=got, accepted=f"float32{expected}")
-        return Generation(self, request, latents)
+        return Generation(self, request, self.inputs(request, image=image, latents=latents))
+
+    def inputs(
+        self,
+        request: Request,
+        *,
+        image: Picture | Sequence[Picture] | None = None,
+        latents: Array | None = None,
+    ) -> Inputs:
+        """What a request starts from, checked against it and against this bundle.  UsageError, as `make_inputs`."""
+        self.check(request)
+        return make_inputs(request, self.latent_shape(request), image, latents)
 
     def scheduler(self, request: Request) -> SchedulerConfig:
         """The sampler that a request names, with the checkpoint's own training schedule."""
         config = self.scheduler_config
         return config if request.scheduler is None else config.switched(resolve(request.scheduler))
 
-    def parameters(self, request: Request, image: int) -> Parameters:
-        """What picture `image` of a request should say about itself."""
-        return Parameters(
-            prompt=request.prompt_of(image),
-            negative_prompt=request.negative_prompt_of(image),
-            num_inference_steps=request.num_inference_steps,
-            scheduler=self.scheduler(request).label,
-            guidance_scale=request.guidance_scale,
-            seed=request.seeds[image],
-            width=request.width,
-            height=request.height,
-            model=self.manifest.name,
-            model_hash=self.manifest.model_hash,
-            rng=request.rng,
-            version=f"sd-lean {__version__}",
+    def parameters(self, request: Request, image: int, inputs: Inputs = NO_INPUTS) -> Parameters:
+        """What picture `image` of a request should say about itself: what `sd-run --from-image` repeats it from."""
+        return describe(
+            request,
+            image,
+            inputs,
+            manifest=self.manifest,
+            own_scheduler=self.scheduler_config,
+            inversions=self.inversions,
         )
 
+    def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
+        """Learn a word from a .safetensors file and return it; `token` is the word if the file's own will not do.
+
+        UsageError: not such a file, of another width than this model's, or a word that is taken."""
+        word, vectors = load_textual_inversion(Path(path), token)
+        inversions = {**self.inversions, word: vectors}
+        if len(inversions) == len(self.inversions):
+            raise UsageError("textual inversion: word", got=word, accepted="a word that is not taken")
+        TokenEmbeddings(self._token_embeddings(), inversions)  # checks them together
+        self.inversions = inversions
+        return word
+
+    def _token_embeddings(self) -> Array:
+        """(V, D), the text encoder's own table, memory-mapped; its file's digest was checked when it was loaded."""
+        weights = self.bundle.component("text_encoder").weights
+        return open_safetensors(self.bundle.path(weights or ""))[TOKEN_EMBEDDING]
+
     def encode_prompts(self, request: Request) -> PromptEmbeddings:
+        learnt = TokenEmbeddings(self._token_embeddings(), self.inversions) if self.inversions else None
         return encode_prompts(
-            self.components.engine("text_encoder"),
+            self.components.engine("text_encoder", "embeds" if learnt else "plain"),
             self.tokenizer,
             request.prompts,
             request.negative_prompts if request.guided else None,
             weighting=request.prompt_weighting,
             truncate=request.truncate,
+            embeddings=learnt,
         )
 
+    def encode_image(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        resize: Resize = "crop",
+        noise: Array | None = None,
+    ) -> Array:
+        """Pictures → (B, 4, h, w) float32 latents, the inverse of `decode_latents`, at the bundle's own size by default.
+
+        They are the most likely ones or, with unit `noise` (B, 4, h, w) float32, a sample of what the encoder says."""
+        defaults = self.manifest.defaults
+        width, height = width or defaults.width, height or defaults.height
+        posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
+        return posterior.mean if noise is None else posterior.sample(noise)
+
+    def encode_samples(self, samples: Array) -> Posterior:
+        """(B, 3, 8h, 8w) float32 samples in [-1, 1] → what the VAE encoder says of their latents."""
+        return encode(self.components.engine("vae_encoder"), samples, self.manifest.latent.scaling_factor)
+
     def decode_latents(self, latents: Array) -> Array:
-        """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples in about [-1, 1], one picture at a time."""
-        decoder, scale = self.components.engine("vae_decoder"), np.float32(self.manifest.latent.scaling_factor)
-        samples = [decoder.run({"latent_sample": one[None] / scale})["sample"] for one in latents]
-        for index, sample in enumerate(samples):
-            if not all_finite(sample):
-                raise NumericalError(
-                    f"VAE decoder output of picture {index + 1}",
-                    got="NaN or infinity",
-                    remedy="export the bundle with --precision fp32",
-                )
-        return np.concatenate(samples)
+        """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]."""
+        return decode(self.components.engine("vae_decoder"), latents, self.manifest.latent.scaling_factor)
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         latent = self.manifest.latent
         return latent.channels, request.height // latent.pixels, request.width // latent.pixels
 
-    def _check_size(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
+        """UsageError if the bundle cannot draw this: its size, or its sampler with these steps."""
         _, _, rows, columns = self._unet_ranges()
         pixels = self.manifest.latent.pixels
         for name, size, (low, high) in (("height", request.height, rows), ("width", request.width, columns)):
@@ -174,6 +230,12 @@ class Pipeline:
                 nearest = min(max(round(size / pixels), low), high) * pixels
                 accepted = f"multiples of {pixels} from {low * pixels} to {high * pixels}"
                 raise UsageError(name, got=size, accepted=accepted, remedy=f"nearest: {nearest}")
+        self.plan(request)
+
+    def plan(self, request: Request) -> SamplingPlan:
+        """The request's sampler and steps as a table."""
+        strength = 1.0 if request.strength is None else request.strength
+        return make_plan(self.scheduler(request), request.num_inference_steps, strength=strength, eta=request.eta)
 
     def _unet_ranges(self) -> tuple[tuple[int, int], ...]:
         """Smallest and largest size of the UNet's input: rows, channels, height and width in latent cells."""
@@ -194,76 +256,3 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Generation:
-    """A request being drawn.  Iterate for its steps, then ask for the `result()`, which runs what steps remain.
-
-    Nothing runs but inside `next()` and `result()`: dropping the object cancels the work, and after `stop()` the result
-    is the pictures begun so far, as far as they came.
-    """
-
-    def __init__(self, pipeline: Pipeline, request: Request, latents: Array | None = None) -> None:
-        self._pipeline, self.request = pipeline, request
-        started = time.perf_counter()
-        self._embeddings = pipeline.encode_prompts(request)  # (P, T, D) for P prompts
-        self._encode_seconds, self._denoise_seconds = time.perf_counter() - started, 0.0
-        self._plan = make_plan(pipeline.scheduler(request), request.num_inference_steps, eta=request.eta)
-        self._batches = pipeline.batches(request)
-        self._latents: list[Array] = []  # of finished batches, and of the one under way
-        self._steps = self._run(latents)
-
-    def __len__(self) -> int:
-        """The number of steps (UNet evaluations) in all."""
-        return len(self._batches) * len(self._plan.timesteps)
-
-    def __iter__(self) -> Iterator[Step]:
-        return self
-
-    def __next__(self) -> Step:
-        started = time.perf_counter()
-        try:
-            return next(self._steps)
-        finally:
-            self._denoise_seconds += time.perf_counter() - started
-
-    def _run(self, latents: Array | None) -> Generator[Step]:
-        """The whole flow of the latents, batch by batch."""
-        request, pipeline, plan = self.request, self._pipeline, self._plan
-        image_shape = pipeline.latent_shape(request)  # (4, h, w)
-        guidance = Guidance(request.guidance_scale, request.guidance_rescale)
-        for number, images in enumerate(self._batches):
-            noise = NoiseSource([request.seeds[i] for i in images], request.rng)
-            unit = noise.draw(image_shape) if latents is None else latents[images.start : images.stop]  # (B, 4, h, w)
-            first = unit * np.float32(plan.init_noise_scale)  # (B, 4, h, w), the UNet's first input
-            hidden = self._embeddings.rows([i // request.num_images_per_prompt for i in images])  # (B or 2B, T, D)
-            self._latents.append(first)
-            for done in denoise(pipeline.components.engine("unet"), plan, first, hidden, guidance, noise):
-                self._latents[-1] = done.latents
-                index = number * len(plan.timesteps) + done.index
-                yield Step(index, len(self), images, done.timestep, done.latents)
-
-    def stop(self) -> None:
-        """No further step is run."""
-        self._steps.close()
-
-    def latents(self) -> Array:
-        """(B, 4, h, w) float32 latents of every picture begun so far, as far as they came."""
-        return np.concatenate(self._latents)
-
-    def result(self) -> Result:
-        """Run what steps remain and decode.  NumericalError rather than a black picture."""
-        for _ in self:
-            pass
-        latents = self.latents()  # (B, 4, h, w)
-        started = time.perf_counter()
-        samples = self._pipeline.decode_latents(latents)  # (B, 3, 8h, 8w)
-        decode_seconds = time.perf_counter() - started
-        return Result(
-            request=self.request,
-            samples=samples,
-            latents=latents,
-            seeds=self.request.seeds[: len(latents)],
-            timings=Timings(self._encode_seconds, self._denoise_seconds, decode_seconds),
-            truncated=self._embeddings.truncated,
-        )

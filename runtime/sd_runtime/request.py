@@ -7,16 +7,18 @@ import numbers
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 from .errors import UsageError
+from .image import Resize
 from .manifest import Defaults
-from .noise import check_seed
+from .noise import RNG, check_seed
 from .prompt.tokenizer import check_text
 
 MAX_STEPS = 1000
 MAX_PICTURES = 1000
 MAX_GUIDANCE = 100.0
+DEFAULT_STRENGTH = 0.8  # of image to image, as in diffusers
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Request:
     height, width          pixels, multiples of 8; the bundle limits them further
     scheduler              a name that `sd-run --list-schedulers` shows; None is the checkpoint's own
     rng                    whose noise a seed stands for: torch's CPU or CUDA generator
-    strength               0 … 1, image-to-image only: share of the steps that are run
+    strength               0 … 1, image-to-image only: share of the steps that are run; None is text to image
+    resize                 how a picture is brought to height and width: "crop", "fit" or "stretch"
     prompt_weighting       read (word:1.3), [word] and BREAK as AUTOMATIC1111 does
     truncate               drop what exceeds 77 tokens, as diffusers does, rather than adding chunks
     """
@@ -46,8 +49,9 @@ class Request:
     guidance_rescale: float = 0.0
     eta: float | None = None
     scheduler: str | None = None
-    rng: Literal["cpu", "cuda"] = "cpu"
-    strength: float = 1.0
+    rng: RNG = "cpu"
+    strength: float | None = None
+    resize: Resize = "crop"
     prompt_weighting: bool = True
     truncate: bool = False
 
@@ -66,13 +70,14 @@ class Request:
         _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
         _number("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
-        _number("strength", self.strength, 0.0, 1.0)
+        if self.strength is not None:
+            _number("strength", self.strength, 0.0, 1.0)
         if self.eta is not None:
             _number("eta", self.eta, 0.0, 1.0)
         _integer("height", self.height, 1, 1 << 16)
         _integer("width", self.width, 1, 1 << 16)
-        if self.rng not in ("cpu", "cuda"):
-            raise UsageError("rng", got=self.rng, accepted="cpu, cuda")
+        _choice("rng", self.rng, get_args(RNG))
+        _choice("resize", self.resize, get_args(Resize))
 
     @property
     def num_images(self) -> int:
@@ -104,8 +109,9 @@ def make_request(
     height: int | None = None,
     width: int | None = None,
     scheduler: str | None = None,
-    rng: Literal["cpu", "cuda"] = "cpu",
-    strength: float = 1.0,
+    rng: RNG = "cpu",
+    strength: float | None = None,
+    resize: Resize = "crop",
     prompt_weighting: bool = True,
     truncate: bool = False,
 ) -> Request:
@@ -132,6 +138,7 @@ def make_request(
         scheduler=scheduler,
         rng=rng,
         strength=strength,
+        resize=resize,
         prompt_weighting=prompt_weighting,
         truncate=truncate,
     )
@@ -155,6 +162,11 @@ def _sequence(name: str, value: object) -> tuple[Any, ...]:
 def _same_length(name: str, got: int, wanted: int) -> None:
     if got != wanted:
         raise UsageError(f"number of {name}s", got=got, accepted=f"1 or {wanted}, one for each")
+
+
+def _choice(name: str, value: object, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise UsageError(name, got=value, accepted=", ".join(accepted))
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import UsageError
 from .image import to_pictures
+from .metadata import Parameters
+from .preview import preview
 from .request import Request
 from .tensor import Array
 
@@ -24,13 +27,20 @@ class Step:
     images         which pictures of the request are in this batch
     timestep       the training timestep that the UNet was given
     latents        (len(images), 4, h, w) float32; valid until the next step, copy what you keep
+    preview_matrix latents → colours, see `preview`
     """
 
     index: int
     total: int
     images: range
     timestep: float
-    latents: Array
+    latents: Array = field(repr=False)
+    preview_matrix: Array = field(repr=False)
+
+    @property
+    def previews(self) -> list[Image]:
+        """What the pictures look like by now, a pixel a latent cell: guessed from the latents, without the decoder."""
+        return preview(self.latents, self.preview_matrix)
 
 
 @dataclass(frozen=True)
@@ -38,30 +48,40 @@ class Timings:
     """Seconds of wall-clock time by stage."""
 
     encode_prompt: float
+    encode_image: float
     denoise: float
     decode: float
 
     @property
     def total(self) -> float:
-        return self.encode_prompt + self.denoise + self.decode
+        return self.encode_prompt + self.encode_image + self.denoise + self.decode
 
 
 @dataclass(frozen=True)
 class Result:
     """The pictures of a request.
 
-    samples    (B, 3, H, W) float32, nominally in [-1, 1]: what the VAE decoder made
-    latents    (B, 4, h, w) float32: what it made them from
-    seeds      one a picture
-    truncated  per prompt the words that `truncate` dropped, "" where none
+    latents     (B, 4, h, w) float32
+    decoded     (B, 3, H, W) float32, nominally in [-1, 1]: what the VAE decoder made of them; None: it was not asked
+    seeds       one a picture
+    parameters  what each picture should say about itself, for `metadata.save_png`
+    truncated   per prompt the words that `truncate` dropped, "" where none
     """
 
     request: Request
-    samples: Array = field(repr=False)
     latents: Array = field(repr=False)
+    decoded: Array | None = field(repr=False)
     seeds: tuple[int, ...]
+    parameters: tuple[Parameters, ...] = field(repr=False)
     timings: Timings
     truncated: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> Array:
+        """(B, 3, H, W) float32, nominally in [-1, 1].  UsageError if only the latents were asked for."""
+        if self.decoded is None:
+            raise UsageError("this result is latents alone", remedy="ask for decode=True, or call decode_latents")
+        return self.decoded
 
     @cached_property
     def images(self) -> list[Image]:

@@ -16,11 +16,9 @@ from PIL import Image, ImageOps
 from sd_runtime.errors import NumericalError, UsageError
 from sd_runtime.image import (
     MAX_PIXELS,
-    fit_preview_matrix,
     from_pictures,
     grid,
     open_picture,
-    preview,
     to_pictures,
     to_pixels,
 )
@@ -103,25 +101,6 @@ def test_grids_that_cannot_be_are_refused(count, rows, columns):
 def test_grid_of_pictures_of_several_sizes_is_refused():
     with pytest.raises(UsageError, match="same size"):
         grid([picture(8, 8), picture(16, 8)], 1, 2)
-
-
-# ---- previews --------------------------------------------------------------------------------------------------------
-
-
-def test_preview_is_the_matrix_applied_to_each_cell():
-    latents = samples((2, 4, 5, 7))
-    matrix = samples((5, 3), seed=1)
-    first, second = preview(latents, matrix)
-    assert first.size == (7, 5)
-    expected = np.clip((latents[1, :, 4, 6] @ matrix[:4] + matrix[4]) / 2 + 0.5, 0, 1) * 255
-    assert np.allclose(second.getpixel((6, 4)), expected, atol=0.51)
-
-
-def test_a_decoder_that_is_linear_is_previewed_exactly():
-    latents, matrix = samples((3, 4, 8, 8)), samples((5, 3), seed=1)
-    colours = np.einsum("bchw,cr->brhw", latents, matrix[:4]) + matrix[4][:, None, None]
-    decoded = colours.repeat(8, axis=2).repeat(8, axis=3)
-    np.testing.assert_allclose(fit_preview_matrix(latents, decoded), matrix, atol=1e-5)
 
 
 # ---- pictures → samples ----------------------------------------------------------------------------------------------

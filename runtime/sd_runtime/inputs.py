@@ -1,0 +1,74 @@
+"""What a request starts from beside its seeds' noise: given noise, or pictures to change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import UsageError
+from .image import Picture, from_pictures
+from .request import Request
+from .tensor import Array, all_finite
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """latents   (B, C, h, w) float32, unit noise in place of that of the seeds
+    pictures  (1 or P, 3, H, W) float32 in [-1, 1], to be changed: one for all prompts, or one each
+
+    At most one of the two is given."""
+
+    latents: Array | None = None
+    pictures: Array | None = None
+
+    def row_of(self, request: Request, image: int) -> int:
+        """The row of `pictures` that picture `image` of the request starts from."""
+        return 0 if self.pictures is None or len(self.pictures) == 1 else image // request.num_images_per_prompt
+
+
+NO_INPUTS = Inputs()
+
+
+def make_inputs(
+    request: Request,
+    latent_shape: tuple[int, ...],
+    image: Picture | Sequence[Picture] | None = None,
+    latents: Array | None = None,
+) -> Inputs:
+    """Check what comes with a request, and bring pictures to its size.  `latent_shape`: (C, h, w) of one picture.
+
+    UsageError: pictures without strength or the reverse, both pictures and latents, a wrong number, shape or file."""
+    if (image is None) != (request.strength is None):
+        raise UsageError(
+            "strength",
+            got=request.strength,
+            accepted="nothing without an image" if image is None else "a number from 0 to 1",
+            remedy="image and strength go together",
+        )
+    if image is not None and latents is not None:
+        raise UsageError("image and latents", accepted="one of them", remedy="noise for an image comes from its seed")
+    if latents is not None:
+        return Inputs(latents=_checked(latents, (request.num_images, *latent_shape)))
+    if image is None:
+        return NO_INPUTS
+    pictures = from_pictures(image, width=request.width, height=request.height, resize=request.resize)
+    if len(pictures) not in (1, len(request.prompts)):
+        raise UsageError("number of images", got=len(pictures), accepted=f"1 or {len(request.prompts)}, one a prompt")
+    return Inputs(pictures=pictures)
+
+
+def _checked(latents: Array, expected: tuple[int, ...]) -> Array:
+    if not isinstance(latents, np.ndarray) or latents.shape != expected or latents.dtype != np.float32:
+        got = f"{latents.dtype}{latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
+        raise UsageError("latents", got=got, accepted=f"float32{expected}")
+    if not all_finite(latents):
+        raise UsageError("latents", got="NaN or infinity", accepted="finite numbers")
+    return latents
+
+
+def digest(array: Array) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of an array's values: enough to tell pictures apart."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]

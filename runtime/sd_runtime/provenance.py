@@ -1,0 +1,86 @@
+"""From a request to what its pictures say about themselves, and back to settings that repeat them.
+
+What AUTOMATIC1111's text has no name for is told by names of our own, and only where it differs from what is usual, so
+that ordinary pictures stay short to read:
+
+    Scheduler             the sampler by the name it was asked for, where "Sampler" would not give the same one
+    Guidance rescale, Eta, Denoising strength, Resize mode        as in `Request`
+    Init image hash       of the picture that was changed, in the size that it was brought to
+    Latents hash          of the noise that was given instead of the seed's
+    Emphasis: None        prompts were taken literally;  Truncate: 77    cut at that many tokens
+    TI hashes             textual inversions that the prompts speak of: word: hash, word: hash
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from . import __version__
+from .errors import SDError
+from .inputs import Inputs, digest
+from .manifest import Manifest
+from .metadata import Parameters, shortest
+from .prompt.normalization import normalize
+from .request import Request
+from .sampling import SchedulerConfig, resolve
+from .tensor import Array
+
+PROGRAM = "sd-lean"
+OWN_SCHEDULER = "the model's"
+
+
+def describe(
+    request: Request,
+    image: int,
+    inputs: Inputs,
+    *,
+    manifest: Manifest,
+    own_scheduler: SchedulerConfig,
+    inversions: Mapping[str, Array],
+) -> Parameters:
+    """What picture `image` of a request should say about itself."""
+    used = own_scheduler if request.scheduler is None else own_scheduler.switched(resolve(request.scheduler))
+    prompts = request.prompt_of(image), request.negative_prompt_of(image)
+    told = {
+        "Scheduler": None if _named_by_label(used, own_scheduler) else request.scheduler or OWN_SCHEDULER,
+        "Guidance rescale": shortest(request.guidance_rescale) if request.guidance_rescale else None,
+        "Eta": None if request.eta is None else shortest(request.eta),
+        "Denoising strength": None if request.strength is None else shortest(request.strength),
+        "Resize mode": None if request.strength is None or request.resize == "crop" else request.resize,
+        "Init image hash": None if inputs.pictures is None else digest(inputs.pictures[inputs.row_of(request, image)]),
+        "Latents hash": None if inputs.latents is None else digest(inputs.latents[image]),
+        "Emphasis": None if request.prompt_weighting else "None",
+        "Truncate": "77" if request.truncate else None,
+        "TI hashes": _hashes(prompts, inversions),
+    }
+    return Parameters(
+        prompt=prompts[0],
+        negative_prompt=prompts[1],
+        num_inference_steps=request.num_inference_steps,
+        scheduler=used.label,
+        guidance_scale=request.guidance_scale,
+        seed=request.seeds[image],
+        width=request.width,
+        height=request.height,
+        model=manifest.name,
+        model_hash=manifest.model_hash,
+        rng=request.rng,
+        version=f"{PROGRAM} {__version__}",
+        extra={key: value for key, value in told.items() if value is not None},
+    )
+
+
+def _named_by_label(used: SchedulerConfig, own: SchedulerConfig) -> bool:
+    """Whether the label of `used`, taken as a name, leads from the model's own scheduler to the same settings."""
+    try:
+        named = own.switched(resolve(used.label))
+    except SDError:
+        return False
+    return replace(named, original="") == replace(used, original="")
+
+
+def _hashes(prompts: Sequence[str], inversions: Mapping[str, Array]) -> str | None:
+    """`word: hash` of the textual inversions that the prompts speak of; None without any."""
+    text = normalize(" ".join(prompts))
+    return ", ".join(f"{word}: {digest(v)}" for word, v in inversions.items() if normalize(word) in text) or None
