@@ -176,6 +176,20 @@ def test_draws_only_where_noise_counts() -> None:
     assert make_plan(config("dpmpp_sde"), 12).draws.sum() == 22
 
 
+STATE_TENSORS = {
+    **dict.fromkeys(("ddim", "ddpm", "euler", "euler_a", "lcm", "tcd"), 1),
+    **dict.fromkeys(("dpm2", "dpm2_a", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "deis"), 2),
+    **dict.fromkeys(("heun", "dpmpp_3m", "dpmpp_2s"), 3),
+    **dict.fromkeys(("plms", "lms", "dpmpp_sde", "dpmpp_3s", "unipc", "unipc_bh1"), 4),
+}
+
+
+@pytest.mark.parametrize("row", SCHEDULERS, ids=lambda row: row.aliases[0])
+def test_the_state_holds_nothing_that_is_not_read(row: Any) -> None:
+    """Memory on the device, and time on the host."""
+    assert make_plan(config(row.aliases[0]), 20).coefficients.shape[1] == STATE_TENSORS[row.aliases[0]]
+
+
 def test_evaluations_know_their_step() -> None:
     np.testing.assert_array_equal(make_plan(config("heun"), 4).steps, [0, 0, 1, 1, 2, 2, 3])
     np.testing.assert_array_equal(make_plan(config("dpmpp_2m"), 4).steps, [0, 1, 2, 3])
