@@ -1,4 +1,4 @@
-"""sd-run: flags → Request → Pipeline → PNG files.  Nothing heavy is imported before the flags are known to be good."""
+"""sd-run: flags → Settings → jobs → Pipeline → PNG files.  Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -9,46 +9,87 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import __version__
 from .arguments import ArgumentParser
 from .console import run
-from .errors import UsageError, one_line
-from .output import check_destination, expand_pattern
+from .errors import BundleError, UsageError, one_line
+from .output import check_destination
 
 if TYPE_CHECKING:
-    from .generation import Generation
+    from .jobs import Job, Saving
+    from .manifest import Defaults
+    from .metadata import Parameters
     from .pipeline import Pipeline
-    from .request import Request
     from .result import Result
 
 EPILOG = """examples:
   sd-run "a large red star on a blue background"
   sd-run "a lighthouse at dusk" --model stable-diffusion-v1-5 --steps 30 --scheduler dpmpp_2m_karras --seed 7
   sd-run "a cat" --num-images 4 --output "cat-{seed}.png"
+  sd-run "a cat in the snow" --image cat.png --strength 0.6
+  sd-run --from-image cat.png --seed 8
+  sd-run --prompts-file prompts.txt --seed 1 --output "all-{index:03}.png"
+
+A line of a prompts file is a prompt, or a JSON object such as {"prompt": "a cat", "num_inference_steps": 30}; what a
+line does not say, the flags say.  Started again, it draws what is missing.
 """
 
 
 def build_parser() -> ArgumentParser:
+    """The flags that say what to draw are named, inside, like the fields of `settings.Settings`."""
     parser = ArgumentParser("sd-run", "Draw pictures from a prompt with an exported Stable Diffusion model.", EPILOG)
-    add = parser.add_argument
+    _add_prompts(parser)
+    _add_sampling(parser)
+    _add_pictures(parser)
+    _add_program(parser)
+    return parser
+
+
+def _add_prompts(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("what to draw").add_argument
     add("prompt", nargs="?", help="what to draw")
-    add("--model", metavar="NAME-OR-BUNDLE", help="an exported model's name or a bundle's folder")
     add("--negative-prompt", metavar="TEXT", help="what to keep out of the picture")
-    add("--steps", type=int, metavar="N", help="inference steps, 1 to 1000 (default: the model's)")
+    add("--image", metavar="FILE", help="a picture to change: PNG, JPEG or WEBP")
+    add("--strength", type=float, metavar="X", help="how much of it to change, 0 to 1 (default: 0.8)")
+    add("--resize", choices=("crop", "fit", "stretch"), help="how it is brought to size (default: crop)")
+    add("--from-image", type=Path, metavar="FILE", help="repeat a PNG of sd-run or AUTOMATIC1111; flags change details")
+    add("--prompts-file", type=Path, metavar="FILE", help="draw every line; started again, what is missing")
+    add("--no-weighting", dest="prompt_weighting", action="store_const", const=False,
+        help="take ( ) [ ] and BREAK in prompts literally")  # fmt: skip
+    add("--truncate", action="store_const", const=True, help="cut prompts at 77 tokens, as diffusers does")
+    add("--embedding", action="append", default=[], metavar="WORD=FILE", help="a textual inversion, .safetensors")
+
+
+def _add_sampling(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("how").add_argument
+    add("--model", metavar="NAME-OR-BUNDLE", help="an exported model's name or a bundle's folder")
+    add("--steps", dest="num_inference_steps", type=int, metavar="N", help="1 to 1000 (default: the model's)")
     add("--guidance-scale", type=float, metavar="X", help="0 to 100, at most 1 is off (default: the model's)")
+    add("--guidance-rescale", type=float, metavar="X", help="0 to 1, against washed-out colours (default: 0)")
     add("--seed", type=int, metavar="N", help="picture i uses seed + i (default: random)")
+    add("--rng", choices=("cpu", "cuda"), help="whose noise a seed stands for (default: cpu)")
     add("--scheduler", metavar="NAME", help="a sampler from --list-schedulers (default: the model's)")
+    add("--eta", type=float, metavar="X", help="0 to 1, fresh noise in ddim and tcd steps (default: the sampler's)")
     add("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
     add("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
-    add("--num-images", type=int, default=1, metavar="N", help="pictures to draw (default: 1)")
-    add("--rng", default="cpu", choices=("cpu", "cuda"), help="whose noise a seed stands for (default: cpu)")
-    add("--no-weighting", action="store_true", help="take ( ) [ ] and BREAK in prompts literally")
-    add("--truncate", action="store_true", help="cut prompts at 77 tokens, as diffusers does")
+    add("--num-images", dest="num_images_per_prompt", type=int, metavar="N", help="pictures a prompt (default: 1)")
+
+
+def _add_pictures(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("where the pictures go").add_argument
     add("--output", metavar="FILE-OR-PATTERN", help="PNG to write; may hold {seed}, {index} and {prompt}")
     add("--overwrite", action="store_true", help="replace existing pictures")
+    add("--grid", metavar="ROWSxCOLS", help="all pictures of a prompt on one sheet")
+    add("--json", action="store_true", help="write each picture's settings to a .json beside it, too")
+    add("--preview", type=Path, metavar="FILE", help="PNG that shows all steps so far, after each step")
+
+
+def _add_program(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("this program").add_argument
     add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--list-schedulers", action="store_true", help="show the samplers and their names, then exit")
-    return parser
+    add("--version", action="version", version=f"sd-run {__version__}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     if args.list_schedulers:
         _list_schedulers()
-    elif args.prompt is None:
+    elif args.prompt is None and args.from_image is None and args.prompts_file is None:
         raise UsageError("no prompt given", remedy='try: sd-run "a large red star on a blue background"')
+    elif args.prompt is not None and args.prompts_file is not None:
+        raise UsageError("a prompt and --prompts-file", accepted="one of them")
     else:
         _draw(args)
 
@@ -73,78 +116,121 @@ def _list_schedulers() -> None:
         print(f"{name:<{width}}  {text}")
 
 
-def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
-    from .request import make_request
-
-    return make_request(
-        pipeline.manifest.defaults,
-        args.prompt,
-        negative_prompt=args.negative_prompt,
-        num_images_per_prompt=args.num_images,
-        seed=args.seed,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        height=args.height,
-        width=args.width,
-        scheduler=args.scheduler,
-        rng=args.rng,
-        prompt_weighting=not args.no_weighting,
-        truncate=args.truncate,
-    )
-
-
 def _draw(args: argparse.Namespace) -> None:
-    """The whole command: load, check where the pictures go, draw, save."""
+    """The whole command: what is asked for, whether it can be, where it goes; load; draw and save."""
+    from .bundle import Bundle, find_bundle
+    from .jobs import Saving, draw, error_at, missing
     from .pipeline import Pipeline
 
     started = time.perf_counter()
-    with Pipeline.load(args.model, device=args.device) as pipeline:
+    told = None if args.from_image is None else _read_picture(args.from_image)
+    bundle = Bundle.open(find_bundle(args.model) if args.model or told is None else _model_of(told))
+    saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
+    jobs = _jobs(args, told, bundle.manifest.defaults, saving)
+    results: list[Result] = []
+    with Pipeline.load(bundle.root, device=args.device) as pipeline:
+        for word in args.embedding:
+            _load_embedding(pipeline, word)
+        for job in jobs:
+            with error_at(job.where):
+                pipeline.check(job.request)
+        left = [None if args.prompts_file is None else missing(pipeline, job, saving) for job in jobs]
         loaded = time.perf_counter() - started
-        request = _request(args, pipeline)
-        paths = _destinations(args, request)
-        generation = pipeline.start(request)
-        _show_progress(generation, quiet=args.quiet)
-        result = generation.result()
-        saved = _save(result, paths, overwrite=args.overwrite)
-    for prompt, lost in zip(request.prompts, result.truncated, strict=True):
-        if lost:
-            print(f"sd-run: dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}", file=sys.stderr)
+        for job, indices in zip(jobs, left, strict=True):
+            with error_at(job.where):
+                for result, paths in draw(pipeline, job, indices, saving):
+                    results.append(result)
+                    _report(result, paths, quiet=args.quiet)
+    if told is not None and results:
+        _note_differences(args, told, results[0])
     if not args.quiet:
-        timings = result.timings
-        stages = {"load": loaded, "prompt": timings.encode_prompt, "denoise": timings.denoise, "decode": timings.decode}
-        stages["total"] = time.perf_counter() - started
-        print("  ".join(f"{name} {seconds:.2f} s" for name, seconds in stages.items()), file=sys.stderr)
-        print(*saved, sep="\n")
+        _print_timings(results, loaded, time.perf_counter() - started)
 
 
-def _show_progress(generation: Generation, *, quiet: bool) -> None:
-    """Run the steps under a progress bar; on anything but a terminal, in silence."""
-    if quiet or not sys.stderr.isatty():
+def _read_picture(path: Path) -> Parameters:
+    from .metadata import read_parameters
+
+    return read_parameters(path)
+
+
+def _model_of(told: Parameters) -> Path:
+    """The bundle that drew a picture; for other programs' pictures, the only one there is."""
+    from .bundle import find_bundle
+    from .provenance import is_ours
+
+    try:
+        return find_bundle(told.model)
+    except BundleError:
+        if is_ours(told):
+            raise
+        return find_bundle(None)
+
+
+def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
+    """What to draw and where to: every request and every file's name checked, but for what needs the engines."""
+    from .jobs import check_free, check_resumable, default_pattern, make_jobs
+    from .provenance import recall
+    from .settings import Settings, read_prompts_file
+
+    settings = Settings.from_flags(args)
+    if told is not None:
+        recalled, unknown = recall(told)
+        settings = settings.over(recalled)
+        if unknown and not args.quiet:
+            _note(f"not understood in {args.from_image}: {one_line('; '.join(unknown), 400)}")
+    pattern = args.output
+    if args.prompts_file is None:
+        jobs = make_jobs([("", settings)], defaults, pattern)
+    else:
+        lines = [(where, line.over(settings)) for where, line in read_prompts_file(args.prompts_file)]
+        pattern = pattern or default_pattern(args.prompts_file)
+        jobs = make_jobs(lines, defaults, pattern)
+        check_resumable(jobs, pattern)
+    paths = [path for job in jobs for path in job.paths or ()]
+    for path in paths if args.prompts_file is None else []:
+        check_free(path, saving)
+    if args.preview is not None:
+        if args.preview.suffix.lower() != ".png" or args.preview in paths:
+            raise UsageError("preview", got=str(args.preview), accepted="a name of its own that ends in .png")
+        check_destination(args.preview, overwrite=args.overwrite)
+    return jobs
+
+
+def _load_embedding(pipeline: Pipeline, definition: str) -> None:
+    word, equals, path = definition.partition("=")
+    if not (word and equals and path):
+        raise UsageError("embedding", got=definition, accepted="WORD=FILE")
+    pipeline.load_textual_inversion(path, word)
+
+
+def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
+    """Say which files were written, and what was cut off their prompts."""
+    if quiet:
         return
-    from tqdm import tqdm
-
-    for _ in tqdm(generation, total=len(generation), unit="step", leave=False):
-        pass
-
-
-def _destinations(args: argparse.Namespace, request: Request) -> list[Path] | None:
-    """Where each picture goes, checked before the work; None: picture-0001.png and so on in the current folder."""
-    if args.output is None:
-        return None
-    prompts = [request.prompt_of(i) for i in range(request.num_images)]
-    paths = expand_pattern(args.output, seeds=request.seeds, prompts=prompts)
+    for prompt, lost in zip(result.request.prompts, result.truncated, strict=True):
+        if lost:
+            _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
     for path in paths:
-        check_destination(path, overwrite=args.overwrite)
-    return paths
+        print(str(path).encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
-def _save(result: Result, paths: list[Path] | None, *, overwrite: bool) -> list[Path]:
-    from .metadata import save_numbered_png, save_png
+def _note_differences(args: argparse.Namespace, told: Parameters, result: Result) -> None:
+    from .provenance import differences
 
-    described = list(zip(result.images, result.parameters, strict=True))
-    if paths is None:
-        return [save_numbered_png(image, ".", parameters=parameters) for image, parameters in described]
-    return [
-        save_png(image, path, parameters=parameters, overwrite=overwrite)
-        for (image, parameters), path in zip(described, paths, strict=True)
-    ]
+    found = differences(told, result.parameters[0])
+    if found and not args.quiet:
+        _note(f"not drawn as {args.from_image} was: {'; '.join(found)}")
+
+
+def _print_timings(results: Sequence[Result], loaded: float, total: float) -> None:
+    stages = {"load": loaded}
+    for name in ("encode_prompt", "encode_image", "denoise", "decode"):
+        stages[name] = sum(getattr(result.timings, name) for result in results)
+    shown = {
+        name: seconds for name, seconds in (stages | {"total": total}).items() if seconds >= 0.005 or name == "total"
+    }
+    print("  ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in shown.items()), file=sys.stderr)
+
+
+def _note(message: str) -> None:
+    print(f"sd-run: {message}", file=sys.stderr)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .denoise import Guidance, denoise
+from .denoise import Guidance
 from .errors import UsageError
 from .inputs import NO_INPUTS, Inputs
 from .metadata import Parameters
@@ -44,8 +45,13 @@ class Generation:
         self._done = 0
         self._steps = self._run()
 
+    @property
+    def evaluations(self) -> int:
+        """The number of steps (UNet evaluations) of one batch."""
+        return len(self._plan)
+
     def __len__(self) -> int:
-        """The number of steps (UNet evaluations) in all."""
+        """The number of steps of all batches."""
         return len(self._batches) * len(self._plan)
 
     def __iter__(self) -> Iterator[Step]:
@@ -67,11 +73,13 @@ class Generation:
             first = self._first(images, noise)  # (B, 4, h, w), the UNet's first input
             hidden = self._embeddings.rows([i // request.num_images_per_prompt for i in images])  # (B or 2B, T, D)
             self._latents.append(first)
-            for done in denoise(pipeline.components.engine("unet"), plan, first, hidden, guidance, noise):
-                self._latents[-1] = done.latents
-                self._done += 1
-                matrix = pipeline.preview_matrix
-                yield Step(self._done - 1, len(self), images, done.timestep, done.latents, matrix)
+            denoiser = pipeline.components.denoiser(guidance)
+            with closing(denoiser(plan, first, hidden, guidance, noise)) as steps:
+                for done in steps:
+                    self._latents[-1] = done.latents
+                    self._done += 1
+                    matrix = pipeline.preview_matrix
+                    yield Step(self._done - 1, len(self), images, done.timestep, done.latents, matrix)
 
     def _first(self, images: range, noise: NoiseSource) -> Array:
         """The latents (B, 4, h, w) that a batch starts from.
@@ -102,12 +110,12 @@ class Generation:
             pass
         latents = self.latents()  # (B, 4, h, w)
         started = time.perf_counter()
-        samples = self._pipeline.decode_latents(latents) if decode else None  # (B, 3, 8h, 8w)
+        decoded = self._pipeline.decode(latents) if decode else None
         decode_seconds = time.perf_counter() - started
         return Result(
             request=self.request,
             latents=latents,
-            decoded=samples,
+            decoded=decoded,
             seeds=self.request.seeds[: len(latents)],
             parameters=tuple(self._parameters(image) for image in range(len(latents))),
             timings=Timings(self._encode_seconds, self._image_seconds, self._denoise_seconds, decode_seconds),

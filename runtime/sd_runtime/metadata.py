@@ -229,11 +229,16 @@ def png_bytes(image: Image, parameters: Parameters | None = None) -> bytes:
     chunks = PngInfo()
     if parameters is not None:
         chunks.add_text(TEXT_CHUNK, format_parameters(parameters))
-        chunks.add_text(JSON_CHUNK, json.dumps(to_json(parameters), default=operator.index))
+        chunks.add_text(JSON_CHUNK, parameters_json(parameters))
     chunks.add_itxt(XMP_CHUNK, XMP)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     return buffer.getvalue()
+
+
+def parameters_json(parameters: Parameters, indent: int | None = None) -> str:
+    """All that `parameters` holds, as JSON."""
+    return json.dumps(to_json(parameters), indent=indent, ensure_ascii=indent is None, default=operator.index)
 
 
 def read_parameters(path: str | os.PathLike[str]) -> Parameters:

@@ -17,7 +17,6 @@ import numpy as np
 
 from .bundle import Bundle, find_bundle
 from .components import Components
-from .engines.onnxruntime import choose_device
 from .errors import UsageError
 from .generation import Generation
 from .image import Picture, Resize, from_pictures
@@ -33,7 +32,7 @@ from .safetensors import open_safetensors
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .schema import parse_json
 from .tensor import Array
-from .vae import Posterior, decode, encode
+from .vae import Decoded, Posterior, decode, encode
 
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 
@@ -57,7 +56,7 @@ class Pipeline:
 
         BundleError: missing or damaged; DependencyError: no engine library; EngineError; UsageError: device."""
         opened = Bundle.open(find_bundle(None if bundle is None else str(bundle)))
-        components = Components(opened, choose_device(device))
+        components = Components.open(opened, device)
         components.preload()
         tokenizer = Tokenizer.from_bytes({name: opened.read(path) for name, path in opened.under("tokenizer").items()})
         scheduler = parse_json(opened.read("scheduler/scheduler_config.json"), "scheduler_config.json")
@@ -201,7 +200,7 @@ class Pipeline:
         resize: Resize = "crop",
         noise: Array | None = None,
     ) -> Array:
-        """Pictures → (B, 4, h, w) float32 latents, the inverse of `decode_latents`, at the bundle's own size by default.
+        """Pictures → (B, 4, h, w) latents, the inverse of `decode_latents`; by default at the bundle's own size.
 
         They are the most likely ones or, with unit `noise` (B, 4, h, w) float32, a sample of what the encoder says."""
         defaults = self.manifest.defaults
@@ -215,7 +214,14 @@ class Pipeline:
 
     def decode_latents(self, latents: Array) -> Array:
         """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]."""
-        return decode(self.components.engine("vae_decoder"), latents, self.manifest.latent.scaling_factor)
+        return self.decode(latents).samples
+
+    def decode(self, latents: Array) -> Decoded:
+        """The same, with the pixels of the pictures where the GPU has made them."""
+        decoder, scaling_factor = self.components.device_decoder, self.manifest.latent.scaling_factor
+        if decoder is not None:
+            return decoder(latents, scaling_factor)
+        return decode(self.components.engine("vae_decoder"), latents, scaling_factor)
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         latent = self.manifest.latent

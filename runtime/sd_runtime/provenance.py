@@ -1,4 +1,4 @@
-"""From a request to what its pictures say about themselves, and back to settings that repeat them.
+"""From a request to what its pictures say about themselves (`describe`), and back to settings (`recall`).
 
 What AUTOMATIC1111's text has no name for is told by names of our own, and only where it differs from what is usual, so
 that ordinary pictures stay short to read:
@@ -9,25 +9,35 @@ that ordinary pictures stay short to read:
     Latents hash          of the noise that was given instead of the seed's
     Emphasis: None        prompts were taken literally;  Truncate: 77    cut at that many tokens
     TI hashes             textual inversions that the prompts speak of: word: hash, word: hash
+    Grid                  the picture is a sheet of ROWSxCOLS, the first of which has these settings
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any, get_args
 
 from . import __version__
-from .errors import SDError
+from .errors import SDError, UsageError
+from .image import Resize
 from .inputs import Inputs, digest
 from .manifest import Manifest
 from .metadata import Parameters, shortest
 from .prompt.normalization import normalize
 from .request import Request
 from .sampling import SchedulerConfig, resolve
+from .sampling.make import DEFAULT_ETA
+from .settings import Settings
 from .tensor import Array
 
 PROGRAM = "sd-lean"
 OWN_SCHEDULER = "the model's"
+NO_EMPHASIS = "None"  # AUTOMATIC1111's value for prompts that are taken literally
+
+# What only this program's pictures tell, that no setting brings back: if it differs, so does the picture.
+WITNESSES = ("Init image hash", "Latents hash", "TI hashes", "Stopped after")
 
 
 def describe(
@@ -50,7 +60,7 @@ def describe(
         "Resize mode": None if request.strength is None or request.resize == "crop" else request.resize,
         "Init image hash": None if inputs.pictures is None else digest(inputs.pictures[inputs.row_of(request, image)]),
         "Latents hash": None if inputs.latents is None else digest(inputs.latents[image]),
-        "Emphasis": None if request.prompt_weighting else "None",
+        "Emphasis": None if request.prompt_weighting else NO_EMPHASIS,
         "Truncate": "77" if request.truncate else None,
         "TI hashes": _hashes(prompts, inversions),
     }
@@ -84,3 +94,78 @@ def _hashes(prompts: Sequence[str], inversions: Mapping[str, Array]) -> str | No
     """`word: hash` of the textual inversions that the prompts speak of; None without any."""
     text = normalize(" ".join(prompts))
     return ", ".join(f"{word}: {digest(v)}" for word, v in inversions.items() if normalize(word) in text) or None
+
+
+def recall(parameters: Parameters) -> tuple[Settings, list[str]]:
+    """The settings that a picture tells, and what it tells beyond them, as "name: value".
+
+    Of other programs' pictures, what is not understood is left out.  They are taken for AUTOMATIC1111's, which draws
+    with the GPU's noise unless it says otherwise."""
+    ours = is_ours(parameters)
+    extra = dict(parameters.extra)
+    if not ours and any(key.startswith("Hires") for key in extra):
+        strength = None  # of a second pass over an enlarged picture
+    else:
+        strength = _take_number(extra, "Denoising strength")
+    scheduler, eta = _recall_scheduler(parameters.scheduler, extra, ours=ours)
+    return Settings(
+        prompt=parameters.prompt,
+        negative_prompt=parameters.negative_prompt,
+        seed=parameters.seed,
+        num_inference_steps=parameters.num_inference_steps,
+        guidance_scale=parameters.guidance_scale,
+        guidance_rescale=_take_number(extra, "Guidance rescale"),
+        eta=eta,
+        height=parameters.height,
+        width=parameters.width,
+        scheduler=scheduler,
+        rng=parameters.rng or (None if ours else "cuda"),
+        strength=strength,
+        resize=_take(extra, "Resize mode", get_args(Resize)),
+        prompt_weighting=_take(extra, "Emphasis", (NO_EMPHASIS,)) is None,
+        truncate=_take(extra, "Truncate", ("77",)) is not None,
+        grid=extra.pop("Grid", None),
+    ), [f"{key}: {value}" for key, value in extra.items() if key not in WITNESSES]
+
+
+def is_ours(parameters: Parameters) -> bool:
+    """Whether this program, of whatever version, drew the picture."""
+    return (parameters.version or "").startswith(f"{PROGRAM} ")
+
+
+def _recall_scheduler(label: str | None, extra: dict[str, str], *, ours: bool) -> tuple[str | None, float | None]:
+    """The sampler's name and eta; what cannot be had is put into `extra`."""
+    name = extra.pop("Scheduler", label) if ours else label
+    if name is None or (ours and name == OWN_SCHEDULER):
+        return None, _take_number(extra, "Eta")
+    try:
+        choice = resolve(name)
+    except UsageError:
+        extra["Sampler"] = name
+        return None, None
+    return name, _take_number(extra, "Eta") if choice.class_name in DEFAULT_ETA else None
+
+
+def _take(extra: dict[str, str], key: str, known: Sequence[str]) -> Any:
+    """The value of `key` if it is a `known` one, which then is understood; else None."""
+    return extra.pop(key) if extra.get(key) in known else None
+
+
+def _take_number(extra: dict[str, str], key: str) -> float | None:
+    """The value of `key` if it is a number from 0 to 1."""
+    if not re.fullmatch(r"0(\.\d{1,20})?|1(\.0{1,20})?|[1-9](\.\d{1,20})?e-\d{1,2}", extra.get(key, "")):
+        return None
+    return float(extra.pop(key))
+
+
+def differences(told: Parameters, repeated: Parameters) -> list[str]:
+    """Why a picture drawn from what another `told` will not equal it, as "name: there, here"; empty if it will."""
+    rows = [("Model hash", told.model_hash, repeated.model_hash), ("Version", told.version, repeated.version)]
+    if not is_ours(told):
+        rows.pop()
+    rows += [(key, told.extra.get(key), repeated.extra.get(key)) for key in WITNESSES]
+    return [
+        f"{key}: {there or 'none'}, here {here or 'none'}"
+        for key, there, here in rows
+        if (there or here) and there != here
+    ]

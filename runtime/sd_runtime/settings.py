@@ -67,12 +67,15 @@ class Settings:
             said.setdefault("strength", DEFAULT_STRENGTH)
         elif "strength" in said or "resize" in said:
             name = "strength" if "strength" in said else "resize"
-            raise UsageError(name, got=said[name], accepted="nothing without a picture to change (--image)")
+            remedy = "give the picture with --image"
+            raise UsageError(name, got=said[name], accepted="nothing without a picture to change", remedy=remedy)
         if self.grid is not None:
             rows, columns = self.cells(self.grid)
             if said.setdefault("num_images_per_prompt", rows * columns) > rows * columns:
                 got = said["num_images_per_prompt"]
-                raise UsageError("number of images", got=got, accepted=f"at most {rows * columns} on a {self.grid} grid")
+                raise UsageError(
+                    "number of images", got=got, accepted=f"at most {rows * columns} on a {self.grid} grid"
+                )
         return make_request(defaults, **said)
 
     @staticmethod
