@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from sd_runtime.manifest import Component, Graph, Precision
+from sd_runtime.tensor import Array
 from torch import nn
 
-from . import modules, signature, step_graph
+from . import modules, overflow, signature, step_graph
 from .forms import text_embeds, write_forms
 from .precision import to_float16
 from .progress import Progress
 from .signature import Signature, Sizes
-from .source import Checkpoint, load_text_encoder, load_unet, load_vae
+from .source import Checkpoint, load_safety_checker, load_taesd, load_text_encoder, load_unet, load_vae
 from .trace import trace
 from .weights import save, save_graph
 
@@ -47,10 +49,14 @@ def export_component(
     sizes = Sizes.of(checkpoint.configs)
     with progress.stage(f"{name}: load"):
         network = load(name, checkpoint)
+    probes = _probes(name, sizes, checkpoint) if precision == "fp16" else []
     with progress.stage(f"{name}: trace"):
         model = trace(network.module, network.signature, root=network.root, pixels=sizes.pixels)
+        keep = overflow.float32_values(model, probes)
         if precision == "fp16":
-            to_float16(model)
+            to_float16(model, keep | _verdict(name, model))
+    if keep:
+        progress.note(f"{name}: {len(keep)} values are too large for float16 and stay float32")
     with progress.stage(f"{name}: write", place / WEIGHTS):
         save(model, place / GRAPH, place / WEIGHTS)
         graphs = {"plain": _graph(f"{name}/{GRAPH}", network.signature)}
@@ -62,7 +68,23 @@ def export_component(
     with progress.stage(f"{name}: check"):
         for graph in graphs.values():
             onnx.checker.check_model(str(folder / graph.path), full_check=True)
+        overflow.require_finite(place / GRAPH, probes)
     return Component(f"{name}/{WEIGHTS}", graphs)
+
+
+def _verdict(name: str, model: ir.Model) -> frozenset[str]:
+    """What the safety checker computes beyond its networks: cosines, whose third digit decides, stay float32."""
+    if name != "safety_checker":
+        return frozenset()
+    own = (node for node in model.graph if "/" not in str(node.name))
+    return frozenset(str(value.name) for node in own for value in node.outputs)
+
+
+def _probes(name: str, sizes: Sizes, checkpoint: Checkpoint) -> list[Array]:
+    """Inputs on which a network's values are measured: the VAE's, which is the one that outgrows float16."""
+    if name == "vae_decoder":
+        return overflow.latent_probes(sizes.channels, checkpoint.configs["vae"].get("scaling_factor", 0.18215))
+    return overflow.picture_probes(sizes.pixels) if name == "vae_encoder" else []
 
 
 def export_loop(checkpoint: Checkpoint, names: Collection[str], folder: Path) -> dict[str, Component]:
@@ -100,11 +122,22 @@ def _vae_encoder(checkpoint: Checkpoint, sizes: Sizes) -> Network:
     return Network(modules.VAEEncoder(load_vae(checkpoint)), signature.vae_encoder_signature(sizes))
 
 
+def _safety_checker(checkpoint: Checkpoint, _: Sizes) -> Network:
+    config = checkpoint.configs["safety_checker"]
+    return Network(modules.SafetyChecker(load_safety_checker(checkpoint)), signature.safety_checker_signature(config))
+
+
+def _taesd(checkpoint: Checkpoint, sizes: Sizes) -> Network:
+    return Network(modules.TAESDDecoder(load_taesd(checkpoint)), signature.vae_decoder_signature(sizes))
+
+
 _LOADERS: dict[str, Callable[[Checkpoint, Sizes], Network]] = {
     "text_encoder": _text_encoder,
     "unet": _unet,
     "vae_decoder": _vae_decoder,
     "vae_encoder": _vae_encoder,
+    "safety_checker": _safety_checker,
+    "taesd": _taesd,
 }
 
 

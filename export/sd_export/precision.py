@@ -1,4 +1,4 @@
-"""A float32 graph → the same graph in float16, typed throughout, for runtimes that take precision from the graph.
+"""A float32 graph → the same in float16 or bfloat16, typed throughout, for runtimes that take precision from the graph.
 
 Kept in float32: the graph's inputs and outputs (cast at the edge); Resize's scales; and, each up to the next matrix
 product, what follows from the timestep (its sinusoids turn through thousands of radians), from floats that are made
@@ -8,11 +8,13 @@ operators' own stash_type.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 from sd_runtime.errors import ExportError
 
-FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 MASKED = -1e30  # attention masks hold about -FLT_MAX; they are clamped, not refused
 
@@ -20,43 +22,62 @@ _PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
 _SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 
-def to_float16(model: ir.Model) -> None:
-    """Convert `model` in place.  ExportError, when the weights are read, if one of them exceeds float16's range."""
-    graph = model.graph
-    wide = _float32_values(graph)
-    casts = _Casts(graph)
+def to_float16(model: ir.Model, keep: Collection[str] = ()) -> None:
+    """Convert `model` in place, but for the values named in `keep` and what follows from them up to the next product.
+
+    ExportError, when the weights are read, if one of them exceeds float16's range."""
+    casts = _Casts(model.graph)
+    for value in _convert(model.graph, FLOAT16, keep, casts):
+        _narrow(value)
+
+
+def to_bfloat16(model: ir.Model) -> None:
+    """Convert `model` in place.  The weights stay float32 where they lie, and are cast in the graph: few runtimes read
+    bfloat16 files, and an engine builder folds the casts."""
+    casts = _Casts(model.graph)
+    for value in _convert(model.graph, BFLOAT16, (), casts):
+        users = list(value.uses())
+        narrow = casts.of(value, BFLOAT16)
+        for node, position in users:
+            if node.op_type not in _SHAPE_ONLY:
+                node.replace_input_with(position, narrow)
+
+
+def _convert(graph: ir.Graph, narrow: ir.DataType, keep: Collection[str], casts: _Casts) -> set[ir.Value]:
+    """Type the graph in `narrow`, and return the constants that it then needs in that type."""
+    wide = _float32_values(graph, keep)
     narrow_users: set[ir.Value] = set()
     wide_users: set[ir.Value] = set()
     for node in list(graph):
         keeps = any(value in wide for value in node.outputs)
         for position, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (FLOAT, FLOAT16) or node.op_type in _SHAPE_ONLY:
+            if value is None or value.dtype not in (FLOAT, narrow) or node.op_type in _SHAPE_ONLY:
                 continue
             stays = keeps or (node.op_type == "Resize" and position > 0)
             if value.is_initializer():
                 (wide_users if stays else narrow_users).add(value)
-            elif value.dtype != (FLOAT if stays else FLOAT16):
-                node.replace_input_with(position, casts.of(value, FLOAT if stays else FLOAT16))
+            elif value.dtype != (FLOAT if stays else narrow):
+                node.replace_input_with(position, casts.of(value, FLOAT if stays else narrow))
         for value in node.outputs:
             if value.dtype == FLOAT and value not in wide:
-                value.dtype = FLOAT16
-    for value in narrow_users:
-        if value in wide_users:
-            raise ExportError(f"constant {value.name} is used in float32 and in float16")
-        _narrow(value)
+                value.dtype = narrow
+    for value in narrow_users & wide_users:
+        raise ExportError(f"constant {value.name} is used in float32 and in {narrow.name.lower()}")
     for position, value in enumerate(graph.outputs):
-        if value.dtype == FLOAT16:
+        if value.dtype == narrow:
             graph.outputs[position] = casts.at_output(value)
+    return narrow_users
 
 
-def _float32_values(graph: ir.Graph) -> set[ir.Value]:
-    """The values computed in float32: they derive, without a product between, from the timestep, from a cast to
-    float32 that the network itself makes, or from no float at all."""
+def _float32_values(graph: ir.Graph, keep: Collection[str]) -> set[ir.Value]:
+    """The values computed in float32: those named in `keep`, and those that derive, without a product between, from
+    one of them, from the timestep, from a cast to float32 that the network itself makes, or from no float at all."""
     wide = {value for value in graph.inputs if value.name == "timestep"}
     for node in graph:
         floats = [value for value in node.inputs if value is not None and value.dtype == FLOAT]
         follows = node.op_type not in _PRODUCTS and any(value in wide for value in floats)
-        if follows or not floats or node.op_type == "Cast":
+        kept = any(value.name in keep for value in node.outputs)
+        if kept or follows or not floats or node.op_type == "Cast":
             wide.update(value for value in node.outputs if value.dtype == FLOAT)
     return wide
 
@@ -82,8 +103,9 @@ class _Casts:
 
     def at_output(self, value: ir.Value) -> ir.Value:
         """The float32 value that takes the name of the graph's output `value`."""
+        assert value.dtype is not None
         name = value.name
-        value.name = f"{name}/float16"
+        value.name = f"{name}/{value.dtype.name.lower()}"
         node = cast(value, FLOAT, f"{name}/to_float")
         node.outputs[0].name = name
         self._graph.append(node)

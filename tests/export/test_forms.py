@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from microsoft_operators import with_references
+from runnable import in_float32, with_functions
 from sd_export.forms import FORMS, write_forms
 from sd_export.forms.editor import Editor
 from sd_export.forms.legacy import FLOAT32
@@ -24,6 +24,8 @@ from sd_runtime.tensor import Array
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 LIMITS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
+BFLOAT16_LIMIT = 5e-2
+RUNNABLE = {"cuda": with_functions, "trt-bf16": in_float32}
 Forms = dict[str, dict[str, Graph]]
 
 
@@ -85,14 +87,14 @@ def test_a_form_computes_what_the_plain_form_computes(
         pytest.skip(f"{form} is not for {precision}")
     graph = forms[component][form]
     path = folder / graph.path
-    content = with_references(path) if form == "cuda" else path.read_bytes()
+    content = RUNNABLE.get(form, Path.read_bytes)(path)
     got = run(content, path.parent, feeds(graph))
     plain = forms[component]["plain"]
     expected = run((folder / plain.path).read_bytes(), path.parent, feeds(plain))
     assert got.dtype == expected.dtype == np.float32
     error = float(np.abs(got - expected).max() / np.abs(expected).max())
     print(f"{precision} {component} {form}: {error:.1e}")
-    assert error < LIMITS[precision]
+    assert error < (BFLOAT16_LIMIT if form == "trt-bf16" else LIMITS[precision])
 
 
 def test_forms_share_one_weights_file(bundle: tuple[Path, Forms]) -> None:
@@ -176,7 +178,7 @@ def test_bias_split_gelu_is_used_for_the_widths_it_has(tmp_path: Path) -> None:
         rewrite(model, FORMS["cuda"])
         assert {node.op_type for node in model.graph} == operators
         (tmp_path / "fused.onnx").write_bytes(ir.to_proto(model).SerializeToString())
-        assert np.allclose(run(with_references(tmp_path / "fused.onnx"), tmp_path, inputs), expected, atol=1e-5)
+        assert np.allclose(run(with_functions(tmp_path / "fused.onnx"), tmp_path, inputs), expected, atol=1e-5)
 
 
 def _external(path: Path) -> dict[str, tuple[str, ...]]:

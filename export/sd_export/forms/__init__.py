@@ -4,6 +4,7 @@
     cpu          MultiHeadAttention, InstanceNormalization                         ONNX Runtime's CPU provider
     cuda         fused operators of ONNX Runtime, channels last                    ONNX Runtime's CUDA provider
     trt          as traced, but attention wider than its kernels taken apart       TensorRT 10.15 and later
+    trt-bf16     the same in bfloat16, over float32 weights                        TensorRT 10.15 and later
     trt-basic    opset 20: no Attention, InstanceNormalization for groups          TensorRT 10.0 to 10.14
     trt-legacy   opset 17: neither, nor LayerNormalization nor Gelu                TensorRT 8.5 and 8.6
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import onnx_ir as ir
 from sd_runtime.manifest import Graph, Precision
 
+from ..precision import to_bfloat16
 from ..weights import save_graph
 from .attention import decompose_attention, use_multi_head_attention
 from .cuda import MICROSOFT, to_cuda
@@ -54,6 +56,11 @@ def _to_tensorrt(editor: Editor) -> None:
     decompose_attention(editor, above=WIDEST_FUSED_HEAD)
 
 
+def _to_bfloat16_tensorrt(editor: Editor) -> None:
+    to_bfloat16(editor.model)
+    _to_tensorrt(editor)
+
+
 def _to_basic_tensorrt(editor: Editor) -> None:
     _drop_unused(editor)
     decompose_attention(editor)
@@ -75,6 +82,7 @@ FORMS: Mapping[str, Form] = {
     "cpu": Form(_to_cpu, precisions=("fp32",)),  # the CPU provider has no float16 kernels
     "cuda": Form(to_cuda),
     "trt": Form(_to_tensorrt),
+    "trt-bf16": Form(_to_bfloat16_tensorrt, precisions=("fp32",)),
     "trt-basic": Form(_to_basic_tensorrt, opset=20),
     "trt-legacy": Form(_to_legacy_tensorrt, opset=OPSET, ir_version=IR_VERSION),
 }

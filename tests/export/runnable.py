@@ -1,13 +1,15 @@
-"""ONNX Runtime's CUDA-only operators, defined in standard ones as ONNX functions, so that its CPU provider runs them.
+"""Graphs for other processors, made to run on ONNX Runtime's CPU provider.
 
-After the operators' own documentation, onnxruntime/docs/ContribOperators.md.  Numbers are those of float32 arithmetic;
-results have the type of the first input.
+Its CUDA-only operators are defined in standard ones, as ONNX functions, after their own documentation in
+onnxruntime/docs/ContribOperators.md: numbers are those of float32 arithmetic, results have the type of the first input.
+bfloat16, which the provider has no kernels for, becomes float32 that was rounded where it was cast.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.parser
 
@@ -69,7 +71,7 @@ FUNCTIONS = {
 }
 
 
-def with_references(path: Path) -> bytes:
+def with_functions(path: Path) -> bytes:
     """The graph in `path` with its CUDA-only operators replaced by the functions above; its weights stay outside."""
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
@@ -79,5 +81,29 @@ def with_references(path: Path) -> bytes:
                 node.output.append(f"{node.name}/sum")  # functions know no optional outputs
     model.functions.extend(onnx.parser.parse_function(text) for text in FUNCTIONS.values())
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def in_float32(path: Path) -> bytes:
+    """The bfloat16 graph in `path`, computed in float32 between its casts to bfloat16."""
+    model = onnx.load(path, load_external_data=False)
+    graph, narrow, wide = model.graph, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type == "Cast" and node.attribute[0].i == narrow:
+            (name,) = node.output
+            node.output[0] = f"{name}/rounded"
+            nodes.append(onnx.helper.make_node("Cast", [f"{name}/rounded"], [name], to=wide))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for tensor in graph.initializer:
+        if tensor.data_type == narrow:
+            numbers = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
+    for value in graph.value_info:
+        if value.type.tensor_type.elem_type == narrow:
+            value.type.tensor_type.elem_type = wide
     serialized: bytes = model.SerializeToString()
     return serialized
