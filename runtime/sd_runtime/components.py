@@ -1,29 +1,71 @@
-"""The networks of a bundle as engines, loaded side by side, each only after its files' digests were checked."""
+"""The networks of a bundle as engines, loaded side by side, each only after its files' digests were checked.
+
+Where TensorRT engines in the bundle fit this machine they are used; ONNX Runtime runs the rest, or all.  Denoising and
+decoding stay on the GPU where all that they take is there; otherwise the host leads them, with the same result.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 from .bundle import Bundle
-from .engines.onnxruntime import Device, OnnxRuntimeEngine, import_onnxruntime
+from .denoise import Guidance, Step, denoise
+from .engines.device import DeviceEngine
+from .engines.onnxruntime import Device, OnnxRuntimeEngine, choose_device, import_onnxruntime
 from .engines.protocol import Engine
+from .errors import DependencyError, EngineError
+from .noise import NoiseSource
+from .sampling import SamplingPlan
+from .tensor import Array
+
+if TYPE_CHECKING:
+    from .backends import TensorRTBackend
+    from .device_decoder import DeviceDecoder
+    from .device_loop import DeviceDenoiser
 
 EAGER = ("text_encoder", "unet", "vae_decoder")  # what every picture needs; the rest is loaded when first asked for
+LOOP = ("unet", "plain"), ("sampler_step", "plain"), ("sampler_step", "guided")
+DECODER = ("vae_decoder", "plain"), ("pixels", "plain")
+
+Denoiser = Callable[[SamplingPlan, Array, Array, Guidance, NoiseSource], Generator[Step]]  # `denoise` without the UNet
 
 
 class Components:
     """Engines by component name and graph form; loading is thread-safe, `close` releases all of them."""
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
-        self._bundle, self._device = bundle, device
+    def __init__(self, bundle: Bundle, device: str, tensorrt: TensorRTBackend | None = None) -> None:
+        """`device`: auto, cpu or cuda, for what ONNX Runtime runs; `tensorrt` belongs to this object from now on."""
+        self._bundle, self._wanted, self._tensorrt = bundle, device, tensorrt
         self._engines: dict[tuple[str, str], Engine] = {}
         self._lock = threading.Lock()
 
+    @classmethod
+    def open(cls, bundle: Bundle, device: str) -> Components:
+        """Choose the library: TensorRT if the bundle has engines that fit, unless `device` is cpu; else ONNX Runtime,
+        with a warning where there were engines.  UsageError, DependencyError: `device` cannot be had."""
+        if device == "cpu" or not bundle.manifest.engines:
+            return cls(bundle, choose_device(device))
+        from .backends import TensorRTBackend, rebuild
+
+        try:
+            return cls(bundle, "auto", TensorRTBackend.open(bundle))
+        except (DependencyError, EngineError) as error:
+            instead = choose_device(device)
+            warn(f"{error}; ONNX Runtime on {instead} is used instead; to build engines here: {rebuild(bundle)}")
+            return cls(bundle, instead)
+
+    @cached_property
+    def onnxruntime_device(self) -> Device:
+        return choose_device(self._wanted)
+
     def preload(self, names: Iterable[str] = EAGER) -> None:
         """Load several components at once, each on a thread of its own."""
-        import_onnxruntime()  # once, before the threads race for it
+        if self._tensorrt is None:
+            import_onnxruntime()  # once, before the threads race for it
         with ThreadPoolExecutor() as pool:
             for future in [pool.submit(self.engine, name) for name in names]:
                 future.result()
@@ -39,6 +81,10 @@ class Components:
             return self._engines.setdefault((name, form), loaded)
 
     def _load(self, name: str, form: str) -> Engine:
+        built = self._tensorrt.engine(name, form) if self._tensorrt is not None else None
+        return built if built is not None else self._load_graph(name, form)
+
+    def _load_graph(self, name: str, form: str) -> OnnxRuntimeEngine:
         component = self._bundle.component(name)
         graph = component.graph(form)
         weights = [] if component.weights is None else [component.weights]
@@ -48,12 +94,63 @@ class Components:
             self._bundle.path(graph.path).parent,
             graph.inputs,
             graph.outputs,
-            device=self._device,
+            device=self.onnxruntime_device,
             weights_size=sum(self._bundle.manifest.files[name].size for name in weights),
         )
 
+    def denoiser(self, guidance: Guidance) -> Denoiser:
+        """The denoising loop: on the GPU if all that it takes is there and guidance is linear, else the host's."""
+        if self._device_denoiser is not None and not guidance.rescale:
+            return self._device_denoiser
+        return partial(denoise, self.engine("unet"))
+
+    @cached_property
+    def _device_denoiser(self) -> DeviceDenoiser | None:
+        engines = self._on_one_gpu(LOOP)
+        if engines is None:
+            return None
+        from .device_loop import DeviceDenoiser
+
+        unet, plain, guided = engines
+        return DeviceDenoiser(unet, {"plain": plain, "guided": guided})
+
+    @cached_property
+    def device_decoder(self) -> DeviceDecoder | None:
+        """The VAE decoder together with the conversion to pixels, if both run on the GPU."""
+        engines = self._on_one_gpu(DECODER)
+        if engines is None:
+            return None
+        from .device_decoder import DeviceDecoder
+
+        decoder, pixels = engines
+        return DeviceDecoder(decoder, pixels, self._bundle.manifest.latent.pixels)
+
+    def _on_one_gpu(self, wanted: Iterable[tuple[str, str]]) -> list[DeviceEngine] | None:
+        """These engines, if the bundle has them all and one GPU library runs them all."""
+        components = self._bundle.manifest.components
+        if any(name not in components or form not in components[name].graphs for name, form in wanted):
+            return None
+        if self._tensorrt is None and self.onnxruntime_device == "cpu":
+            return None  # there the host is the device
+        engines = [self.engine(name, form) for name, form in wanted]
+        found = [engine for engine in engines if isinstance(engine, DeviceEngine)]
+        return found if len(found) == len(engines) and len({engine.device for engine in found}) == 1 else None
+
     def close(self) -> None:
+        """Release the engines, what runs them in loops first."""
+        for name in ("_device_denoiser", "device_decoder"):
+            if self.__dict__.get(name) is not None:
+                self.__dict__[name].close()
         with self._lock:
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
+        if self._tensorrt is not None:
+            self._tensorrt.close()
+
+
+def warn(message: str) -> None:
+    """Say something that a user should know, on stderr unless the program set up logging otherwise."""
+    import logging
+
+    logging.getLogger("sd_runtime").warning(message)

@@ -6,7 +6,7 @@ Classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598, equation 6, in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ def denoise(
     encoder_hidden_states: Array,
     guidance: Guidance,
     noise: NoiseSource,
-) -> Iterator[Step]:
+) -> Generator[Step]:
     """Run every evaluation of `plan`, yielding after each.  Stop iterating to stop the work.
 
     latents: (B, C, h, w) float32, the UNet's first input; encoder_hidden_states: (R, T, D) float32 with R = 2·B rows,

@@ -15,7 +15,7 @@ to the second, odd ones back, and there are two recordings.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ class DeviceDenoiser:
         encoder_hidden_states: Array,
         guidance: Guidance,
         noise: NoiseSource,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step]:
         """Run every evaluation of `plan`, yielding after each.  When iteration stops, at most one more is run.
 
         latents: (B, C, h, w) float32, the UNet's first input; encoder_hidden_states: (R, T, D) float32.
@@ -157,7 +157,7 @@ class DeviceLoop:
         encoder_hidden_states: Array,
         guidance_scale: float,
         noise: NoiseSource,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step]:
         """Queue evaluation after evaluation; the device always has the next one when it finishes one."""
         self._start(plan, latents, encoder_hidden_states, guidance_scale)
         under_way: deque[Pending] = deque()

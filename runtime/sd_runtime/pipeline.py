@@ -30,7 +30,6 @@ from .request import DEFAULT_STRENGTH, Request, make_request
 from .result import Result, Step
 from .safetensors import open_safetensors
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
-from .schema import parse_json
 from .tensor import Array
 from .vae import Decoded, Posterior, decode, encode
 
@@ -59,8 +58,8 @@ class Pipeline:
         components = Components.open(opened, device)
         components.preload()
         tokenizer = Tokenizer.from_bytes({name: opened.read(path) for name, path in opened.under("tokenizer").items()})
-        scheduler = parse_json(opened.read("scheduler/scheduler_config.json"), "scheduler_config.json")
-        return cls(opened, components, tokenizer, SchedulerConfig.from_dict(scheduler))
+        scheduler_config = SchedulerConfig.from_bytes(opened.read("scheduler/scheduler_config.json"))
+        return cls(opened, components, tokenizer, scheduler_config)
 
     @property
     def manifest(self) -> Manifest:

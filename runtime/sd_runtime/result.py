@@ -14,6 +14,7 @@ from .metadata import Parameters
 from .preview import preview
 from .request import Request
 from .tensor import Array
+from .vae import Decoded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +63,7 @@ class Result:
     """The pictures of a request.
 
     latents     (B, 4, h, w) float32
-    decoded     (B, 3, H, W) float32, nominally in [-1, 1]: what the VAE decoder made of them; None: it was not asked
+    decoded     what the VAE decoder made of them; None: it was not asked
     seeds       one a picture
     parameters  what each picture should say about itself, for `metadata.save_png`
     truncated   per prompt the words that `truncate` dropped, "" where none
@@ -70,7 +71,7 @@ class Result:
 
     request: Request
     latents: Array = field(repr=False)
-    decoded: Array | None = field(repr=False)
+    decoded: Decoded | None = field(repr=False)
     seeds: tuple[int, ...]
     parameters: tuple[Parameters, ...] = field(repr=False)
     timings: Timings
@@ -81,12 +82,16 @@ class Result:
         """(B, 3, H, W) float32, nominally in [-1, 1].  UsageError if only the latents were asked for."""
         if self.decoded is None:
             raise UsageError("this result is latents alone", remedy="ask for decode=True, or call decode_latents")
-        return self.decoded
+        return self.decoded.samples
 
     @cached_property
     def images(self) -> list[Image]:
         """PIL pictures, RGB, 8 bits a channel, rounded as diffusers rounds."""
-        return to_pictures(self.samples)
+        if self.decoded is None or self.decoded.pixels is None:
+            return to_pictures(self.samples)
+        from PIL.Image import fromarray
+
+        return [fromarray(pixels) for pixels in self.decoded.pixels]
 
     @property
     def arrays(self) -> Array:

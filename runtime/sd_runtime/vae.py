@@ -51,13 +51,23 @@ def encode(vae_encoder: Engine, samples: Array, scaling_factor: float) -> Poster
     return Posterior(mean * scale, deviation * scale)
 
 
-def decode(vae_decoder: Engine, latents: Array, scaling_factor: float) -> Array:
-    """(B, C, h, w) float32 latents → (B, 3, H, W) float32 samples, nominally in [-1, 1].
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder made of B latents.
 
+    samples: (B, 3, H, W) float32, nominally in [-1, 1]; pixels: (B, H, W, 3) uint8, None where nobody has made them.
     NumericalError, rather than a black picture: the decoder overflowed."""
+
+    samples: Array
+    pixels: Array | None = None
+
+    def __post_init__(self) -> None:
+        for index, sample in enumerate(self.samples):
+            if not all_finite(sample):
+                raise NumericalError(f"VAE decoder output of picture {index + 1}", got="NaN or infinity", remedy=REMEDY)
+
+
+def decode(vae_decoder: Engine, latents: Array, scaling_factor: float) -> Decoded:
+    """(B, C, h, w) float32 latents → their pictures.  NumericalError: the decoder overflowed."""
     scale = np.float32(scaling_factor)
-    samples = [vae_decoder.run({"latent_sample": one[None] / scale})["sample"] for one in latents]
-    for index, sample in enumerate(samples):
-        if not all_finite(sample):
-            raise NumericalError(f"VAE decoder output of picture {index + 1}", got="NaN or infinity", remedy=REMEDY)
-    return np.concatenate(samples)
+    return Decoded(np.concatenate([vae_decoder.run({"latent_sample": one[None] / scale})["sample"] for one in latents]))

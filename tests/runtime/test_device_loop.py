@@ -185,7 +185,7 @@ def test_fault_29_cancelled_midway_runs_at_most_one_more_step(rig: Rig, denoiser
     steps = denoiser(**arguments(plan))
     for _ in range(4):
         next(steps)
-    steps.close()  # type: ignore[attr-defined]
+    steps.close()
     rig.gpu.stream.sync()
     assert rig.fake_gpu.log.count("enqueue out_sample") == 5
     before = dict(rig.fake_gpu.memory.allocations)
