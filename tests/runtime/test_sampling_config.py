@@ -416,3 +416,13 @@ def test_names_and_files_need_no_numpy() -> None:
         "describe(); resolve('euler_a'); sys.exit('numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_read_from_a_file() -> None:
+    """DPM-Solver++ configs that diffusers saved hold "lambda_min_clipped": -Infinity."""
+    text = importlib.import_module("diffusers").DPMSolverMultistepScheduler().to_json_string().encode()
+    assert b"-Infinity" in text
+    assert SchedulerConfig.from_bytes(text).class_name == "DPMSolverMultistepScheduler"
+    for bad in (b"{", b"[]", b"\xff", b"[" * 100_000):
+        with pytest.raises(BundleError, match=r"scheduler_config\.json"):
+            SchedulerConfig.from_bytes(bad)

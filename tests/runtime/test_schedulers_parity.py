@@ -6,10 +6,7 @@ largest difference of the final latents, relative to the largest latent; float32
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from reference_schedulers import BrownianTape, scheduler_module
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, make_plan
 from sd_runtime.sampling.make import make_sampler
 from sd_runtime.sampling.options import HONOURED
@@ -112,19 +110,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("LMSDiscrete", "image to image"): "takes its order from the absolute step, so its first steps weigh slopes that "
     "do not exist (4e-2); ours starts at order 1.  Not compared.",
 }
-MODULES = {
-    "EulerDiscrete": "euler_discrete",
-    "EulerAncestralDiscrete": "euler_ancestral_discrete",
-    "LMSDiscrete": "lms_discrete",
-    "HeunDiscrete": "heun_discrete",
-    "KDPM2Discrete": "k_dpm_2_discrete",
-    "KDPM2AncestralDiscrete": "k_dpm_2_ancestral_discrete",
-    "DPMSolverSDE": "dpmsolver_sde",
-    "DPMSolverMultistep": "dpmsolver_multistep",
-    "DPMSolverSinglestep": "dpmsolver_singlestep",
-    "UniPCMultistep": "unipc_multistep",
-    "DEISMultistep": "deis_multistep",
-}
 
 
 def network(z: np.ndarray, timestep: float) -> np.ndarray:
@@ -148,36 +133,6 @@ class NoiseTape:
 
     def __call__(self) -> np.ndarray:
         return self._generator.standard_normal(SHAPE).astype(np.float32)
-
-
-class BrownianTape:
-    """In the place of diffusers' BrownianTreeNoiseSampler: one Brownian motion in σ, its increments from the tape.
-
-    DPMSolverSDE asks for the increment over a step's first part, then for that over the whole step."""
-
-    def __init__(self, tape: NoiseTape) -> None:
-        self._tape, self._begun = tape, (float("nan"), 0.0, np.zeros(SHAPE))
-
-    def __call__(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        sigma, target = float(start), float(end)
-        origin, reached, increment = self._begun
-        if sigma != origin:
-            reached, increment = sigma, np.zeros(SHAPE)
-        increment = increment + np.sqrt(abs(target - reached)) * self._tape()
-        self._begun = (sigma, target, increment)
-        return torch.from_numpy((increment / np.sqrt(abs(target - sigma))).astype(np.float32))
-
-
-def scheduler_module(name: str) -> types.ModuleType:
-    """diffusers' module of a scheduler; torchsde, which one of them wants for its Brownian tree, need not be there."""
-    missing = name == "DPMSolverSDE" and "torchsde" not in sys.modules
-    if missing:
-        sys.modules["torchsde"] = types.ModuleType("torchsde")
-    try:
-        return importlib.import_module(f"diffusers.schedulers.scheduling_{MODULES.get(name, name.lower())}")
-    finally:
-        if missing:
-            del sys.modules["torchsde"]
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..errors import BundleError, SDError, UsageError
+from ..errors import BundleError, SDError, UsageError, one_line
 from .names import SCHEDULERS, SchedulerChoice
 from .options import ACCEPTED, CHOICES, FIXED, HONOURED, REMEDIES, REQUIRED, SOLVERS
 
@@ -63,6 +63,17 @@ class SchedulerConfig:
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
     original: str = field(default="{}", repr=False)
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> SchedulerConfig:
+        """A `scheduler_config.json` as it lies on disk; into some, diffusers writes -Infinity, which JSON lacks."""
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"scheduler_config.json is not valid JSON ({one_line(str(error))})") from error
+        if not isinstance(raw, dict):
+            raise BundleError("scheduler_config.json", got=type(raw).__name__, accepted="a JSON object")
+        return cls.from_dict(raw)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> SchedulerConfig:
