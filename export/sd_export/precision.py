@@ -26,47 +26,45 @@ def to_float16(model: ir.Model, keep: Collection[str] = ()) -> None:
     """Convert `model` in place, but for the values named in `keep` and what follows from them up to the next product.
 
     ExportError, when the weights are read, if one of them exceeds float16's range."""
-    casts = _Casts(model.graph)
-    for value in _convert(model.graph, FLOAT16, keep, casts):
-        _narrow(value)
+    _convert(model.graph, FLOAT16, keep, cast_weights=False)
 
 
 def to_bfloat16(model: ir.Model) -> None:
     """Convert `model` in place.  The weights stay float32 where they lie, and are cast in the graph: few runtimes read
     bfloat16 files, and an engine builder folds the casts."""
-    casts = _Casts(model.graph)
-    for value in _convert(model.graph, BFLOAT16, (), casts):
-        users = list(value.uses())
-        narrow = casts.of(value, BFLOAT16)
-        for node, position in users:
-            if node.op_type not in _SHAPE_ONLY:
-                node.replace_input_with(position, narrow)
+    _convert(model.graph, BFLOAT16, (), cast_weights=True)
 
 
-def _convert(graph: ir.Graph, narrow: ir.DataType, keep: Collection[str], casts: _Casts) -> set[ir.Value]:
-    """Type the graph in `narrow`, and return the constants that it then needs in that type."""
+def _convert(graph: ir.Graph, narrow: ir.DataType, keep: Collection[str], *, cast_weights: bool) -> None:
+    """Type the graph in `narrow`; weights are stored in that type, or cast to it as those that float32 needs, too."""
     wide = _float32_values(graph, keep)
-    narrow_users: set[ir.Value] = set()
-    wide_users: set[ir.Value] = set()
+    casts = _Casts(graph)
+    narrow_uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+    wide_weights: set[ir.Value] = set()
     for node in list(graph):
         keeps = any(value in wide for value in node.outputs)
         for position, value in enumerate(node.inputs):
             if value is None or value.dtype not in (FLOAT, narrow) or node.op_type in _SHAPE_ONLY:
                 continue
             stays = keeps or (node.op_type == "Resize" and position > 0)
-            if value.is_initializer():
-                (wide_users if stays else narrow_users).add(value)
+            if value.is_initializer() and stays:
+                wide_weights.add(value)
+            elif value.is_initializer():
+                narrow_uses.setdefault(value, []).append((node, position))
             elif value.dtype != (FLOAT if stays else narrow):
                 node.replace_input_with(position, casts.of(value, FLOAT if stays else narrow))
         for value in node.outputs:
             if value.dtype == FLOAT and value not in wide:
                 value.dtype = narrow
-    for value in narrow_users & wide_users:
-        raise ExportError(f"constant {value.name} is used in float32 and in {narrow.name.lower()}")
+    for value, uses in narrow_uses.items():
+        if cast_weights or value in wide_weights:
+            for node, position in uses:
+                node.replace_input_with(position, casts.of(value, narrow))
+        else:
+            _narrow(value)
     for position, value in enumerate(graph.outputs):
         if value.dtype == narrow:
             graph.outputs[position] = casts.at_output(value)
-    return narrow_users
 
 
 def _float32_values(graph: ir.Graph, keep: Collection[str]) -> set[ir.Value]:

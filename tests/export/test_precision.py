@@ -56,9 +56,9 @@ def converted(text: str, **weights: Array) -> ir.Model:
     for name, content in weights.items():
         tensor = ir.Tensor(content, name=name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape), const_value=tensor)
-        (free,) = [v for node in model.graph for v in node.inputs if v is not None and v.name == name]
         model.graph.register_initializer(value)
-        free.replace_all_uses_with(value)
+        for free in {v for node in model.graph for v in node.inputs if v is not None and v.name == name} - {value}:
+            free.replace_all_uses_with(value)
     to_float16(model)
     return model
 
@@ -119,3 +119,17 @@ def test_weights_beyond_float16_are_refused() -> None:
     model = converted(text, weight=np.array([[1, 7e4], [0, 1]], np.float32))
     with pytest.raises(ExportError, match="weight weight exceeds float16: got 70000"):
         model.graph.initializers["weight"].const_value.numpy()
+
+
+def test_a_constant_may_serve_float32_and_float16() -> None:
+    """The exporter stores equal constants once, wherever they are used."""
+    model = converted(
+        """shared (float[1] timestep, float[1] x) => (float[1] y) <float[1] t, float[1] a> {
+            t = Mul(timestep, factor)
+            a = Mul(x, factor)
+            y = Add(t, a)
+        }""",
+        factor=np.array([300], np.float32),
+    )
+    got = run(model, timestep=np.array([999], np.float32), x=np.array([2], np.float32))
+    np.testing.assert_allclose(got, [300_300], rtol=1e-6)  # 299 700 is beyond float16
