@@ -31,7 +31,10 @@ def build_parser() -> ArgumentParser:
     add("--output", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name among your bundles)")
     add("--precision", default="fp32", choices=PRECISIONS, help="of weights and arithmetic (default: fp32)")
     add("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    add("--components", metavar="A,B", help=f"export only these (default: {','.join(COMPONENTS)})")
+    everything = f"export only these (default: all that the model has of {','.join(COMPONENTS)})"
+    add("--components", metavar="A,B", help=everything)
+    add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
+    add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
     add("--force", action="store_true", help="replace a bundle that is already there")
     add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
     return parser
@@ -47,7 +50,9 @@ def _run(args: argparse.Namespace) -> None:
         output=args.output,
         precision=args.precision,
         revision=args.revision,
-        components=tuple(args.components.split(",")) if args.components is not None else COMPONENTS,
+        components=tuple(args.components.split(",")) if args.components is not None else None,
+        vae=args.vae,
+        taesd=args.taesd,
         force=args.force,
     )
     from .stages import export

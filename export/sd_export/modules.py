@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class TextEncoder(nn.Module):
@@ -26,14 +27,20 @@ class TextEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """UNet2DConditionModel: noisy latents (B, 4, h, w), timestep (1,), text (B, L, D) → model output (B, 4, h, w)."""
+    """UNet2DConditionModel: noisy latents (B, 4, h, w), timestep (1,), text (B, L, D) → model output (B, 4, h, w).
+
+    A latent consistency model's also takes the guidance scale, embedded: timestep_cond (B, G)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.unet = model
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, timestep_cond: Tensor | None = None
+    ) -> Tensor:
+        output: Tensor = self.unet(
+            sample, timestep, encoder_hidden_states, timestep_cond=timestep_cond, return_dict=False
+        )[0]
         return output
 
 
@@ -61,6 +68,43 @@ class VAEEncoder(nn.Module):
     def forward(self, sample: Tensor) -> Tensor:
         moments: Tensor = self.quant_conv(self.encoder(sample))
         return moments
+
+
+class TAESDDecoder(nn.Module):
+    """AutoencoderTiny's decoder: latents (B, 4, h, w) as the UNet leaves them → RGB (B, 3, 8 h, 8 w), not clipped."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+        self.scaling_factor = float(model.config.scaling_factor)
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        unscaled = latent_sample if self.scaling_factor == 1.0 else latent_sample / self.scaling_factor
+        sample: Tensor = self.decoder(unscaled)
+        return sample
+
+
+class SafetyChecker(nn.Module):
+    """StableDiffusionSafetyChecker without its verdict: CLIP pixels (B, 3, S, S) → scores (B, 3) and (B, 17).
+
+    A score is the cosine between the picture and a concept, above the concept's threshold; who calls decides."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
+        self.special_care_embeds, self.special_care_embeds_weights = (
+            model.special_care_embeds,
+            model.special_care_embeds_weights,
+        )
+        self.concept_embeds, self.concept_embeds_weights = model.concept_embeds, model.concept_embeds_weights
+
+    def forward(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.vision_model(clip_input).pooler_output  # (B, V)
+        image = functional.normalize(self.visual_projection(pooled).float())  # (B, P)
+        special = image @ functional.normalize(self.special_care_embeds).T - self.special_care_embeds_weights
+        concept = image @ functional.normalize(self.concept_embeds).T - self.concept_embeds_weights
+        return special, concept
 
 
 def freeze(module: nn.Module) -> None:

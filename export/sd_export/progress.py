@@ -1,7 +1,11 @@
-"""What an export tells its user: a line for each stage with time and size; on a terminal also a bar that ticks."""
+"""What an export tells its user: a line for each stage with time and size; on a terminal also a bar that ticks.
+
+Warnings that reach this package's logger meanwhile are told in the same way.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -10,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+LOGGER = logging.getLogger("sd_export")
 REFRESH = 0.5  # seconds; a trace computes for up to minutes without a word
 
 
@@ -20,8 +25,10 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._stages = quiet, stages
         self._bar: Any = None
+        self._notices = _Notices(self)
 
     def __enter__(self) -> Progress:
+        LOGGER.addHandler(self._notices)
         if not self._quiet and self._stream.isatty():
             from tqdm import tqdm
 
@@ -30,9 +37,16 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        LOGGER.removeHandler(self._notices)
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def expect(self, stages: int) -> None:
+        """There are `stages` more to come."""
+        if self._bar is not None:
+            self._bar.total = self._bar.n + stages
+            self._bar.refresh()
 
     @contextmanager
     def stage(self, what: str, output: Path | None = None) -> Iterator[None]:
@@ -80,6 +94,17 @@ class Progress:
         finally:
             done.set()
             thread.join()
+
+
+class _Notices(logging.Handler):
+    """Hands warnings on as notes, so that they do not run into the bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.note(record.getMessage())
 
 
 def describe_size(size: float) -> str:

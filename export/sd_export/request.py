@@ -11,7 +11,8 @@ from sd_runtime.errors import UsageError
 if TYPE_CHECKING:
     from sd_runtime.manifest import Precision
 
-COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")  # what every checkpoint has
+COMPONENTS = (*NETWORKS, "safety_checker")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
@@ -22,7 +23,9 @@ class ExportRequest:
     model       "demo", a hub id, a folder in diffusers layout, or a single .safetensors file
     precision   of the weights and of the arithmetic in the graphs
     revision    hub branch, tag or commit; None is the default branch
-    components  which networks, each once, in any order
+    components  which networks, each once, in any order; None is all that the checkpoint has
+    vae         another VAE in the place of the checkpoint's own: a hub id, a folder, or a .safetensors file
+    taesd       a tiny autoencoder, whose decoder is added as a fast one: a hub id or a folder
     force       replace a bundle that is there already
     """
 
@@ -30,7 +33,9 @@ class ExportRequest:
     output: Path | None = None
     precision: Precision = "fp32"
     revision: str | None = None
-    components: tuple[str, ...] = COMPONENTS
+    components: tuple[str, ...] | None = None
+    vae: str | None = None
+    taesd: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -38,6 +43,8 @@ class ExportRequest:
             raise UsageError("model", got=self.model, accepted="demo, a hub id, a folder or a .safetensors file")
         if self.precision not in PRECISIONS:
             raise UsageError("precision", got=self.precision, accepted=", ".join(PRECISIONS))
+        if self.components is None:
+            return
         if not self.components or set(self.components) - set(COMPONENTS):
             raise UsageError("components", got=",".join(self.components), accepted=",".join(COMPONENTS))
         if len(set(self.components)) != len(self.components):

@@ -9,8 +9,13 @@ evaluates.  All floating-point tensors are float32, whatever the precision insid
                                                                           pooler_output (batch, D)
     unet           sample (batch, 4, h, w), timestep (1,),              → out_sample (batch, 4, h, w)
                    encoder_hidden_states (batch, sequence_length, D)
+                   of a latent consistency model also
+                   timestep_cond (batch, G)
     vae_decoder    latent_sample (batch, 4, h, w)                       → sample (batch, 3, 8 h, 8 w) in about [-1, 1]
     vae_encoder    sample (batch, 3, H, W) in [-1, 1]                   → latent_parameters (batch, 8, H/8, W/8)
+    taesd          latent_sample (batch, 4, h, w), scaled               → sample (batch, 3, 8 h, 8 w) in about [-1, 1]
+    safety_checker clip_input (batch, 3, 224, 224)                      → special_scores (batch, 3)
+                                                                          concept_scores (batch, 17)
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ MIN_CELLS, MAX_CELLS = 8, 128  # latent height and width: 64 to 1024 pixels wher
 MAX_IMAGES = 16
 MAX_PROMPTS = 128  # prompts in one call of the text encoder, counting every 77-token chunk
 MAX_CHUNKS = 16  # 77-token chunks of one prompt
+SPECIAL_CONCEPTS, CONCEPTS = 3, 17  # that diffusers' StableDiffusionSafetyChecker has, fixed in its code
 
 # Sizes at which graphs are traced.  They are odd and differ from each other so that nothing else in the graph equals
 # them by chance: traced at an even latent size, a graph takes only multiples of 64 pixels.
@@ -46,6 +52,7 @@ class Sizes:
     channels   of the latents             positions  tokens in a prompt's chunk (77)
     pixels     along a latent cell        width      of a token's hidden state (D)
     cells      latent height and width that the UNet was trained at
+    guidance   width of the embedding (G) that tells the UNet the guidance scale; None: it is not told
     """
 
     channels: int
@@ -53,6 +60,7 @@ class Sizes:
     cells: int
     positions: int
     width: int
+    guidance: int | None = None
 
     @classmethod
     def of(cls, configs: Mapping[str, Mapping[str, Any]]) -> Sizes:
@@ -65,6 +73,7 @@ class Sizes:
             cells=max(cells) if isinstance(cells, (list, tuple)) else cells,
             positions=text.get("max_position_embeddings", 77),
             width=text.get("hidden_size", 512),
+            guidance=unet.get("time_cond_proj_dim"),
         )
 
     def latent_axes(self) -> tuple[Dim, Dim]:
@@ -105,11 +114,13 @@ def unet_signature(sizes: Sizes) -> Signature:
     batch = Dim("batch", 1, 2, 2 * MAX_IMAGES)
     latents = (batch, sizes.channels, *sizes.latent_axes())
     sequence = Dim("sequence_length", sizes.positions, sizes.positions, MAX_CHUNKS * sizes.positions)
+    told = () if sizes.guidance is None else (TensorSpec("timestep_cond", "float32", (batch, sizes.guidance)),)
     return Signature(
         inputs=(
             TensorSpec("sample", "float32", latents),
             TensorSpec("timestep", "float32", (1,)),
             TensorSpec("encoder_hidden_states", "float32", (batch, sequence, sizes.width)),
+            *told,
         ),
         outputs=(TensorSpec("out_sample", "float32", latents),),
     )
@@ -135,6 +146,19 @@ def vae_encoder_signature(sizes: Sizes) -> Signature:
     return Signature(
         inputs=(TensorSpec("sample", "float32", (batch, 3, *rgb)),),
         outputs=(TensorSpec("latent_parameters", "float32", (batch, 2 * sizes.channels, *cells)),),
+    )
+
+
+def safety_checker_signature(config: Mapping[str, Any]) -> Signature:
+    """From the config of a safety checker: pictures as CLIP's image processor makes them → scores a concept."""
+    batch = Dim("batch", 1, 1, MAX_IMAGES)
+    side = (config.get("vision_config") or {}).get("image_size", 224)
+    return Signature(
+        inputs=(TensorSpec("clip_input", "float32", (batch, 3, side, side)),),
+        outputs=(
+            TensorSpec("special_scores", "float32", (batch, SPECIAL_CONCEPTS)),
+            TensorSpec("concept_scores", "float32", (batch, CONCEPTS)),
+        ),
     )
 
 

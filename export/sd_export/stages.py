@@ -2,7 +2,9 @@
 
 What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
 object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
-that start with an underscore.  Without it the defaults are diffusers': 50 steps, guidance 7.5, the size of training.
+that start with an underscore.  Without it the defaults are those of `usual_settings`, and the size of training.
+`_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.preview`; scripts/fit_preview.py
+makes one), for latents that are not Stable Diffusion's.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from sd_runtime.schema import from_json
 
 from . import pack
 from .progress import Progress
-from .request import ExportRequest
+from .request import NETWORKS, ExportRequest
 from .signature import Sizes
-from .source import Checkpoint, resolve_checkpoint
+from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
+from .source.architecture import pipeline_class, usual_settings
+from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER, TAESD
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
 VERSIONS = ("sd-lean", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")  # they shape the graphs
@@ -38,22 +42,45 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
     A complete bundle of the same checkpoint, precision and components is left as it is.  ExportError, UsageError and
     DependencyError say what is in the way; then nothing has changed at the target."""
     _require_libraries()
-    with Progress(2 + STAGES_PER_COMPONENT * len(request.components), quiet=quiet) as progress:
+    with Progress(1, quiet=quiet) as progress:
         with progress.stage("checkpoint"):
-            checkpoint = resolve_checkpoint(request.model, revision=request.revision, quiet=quiet)
+            checkpoint = _resolve(request, quiet=quiet)
+        names = _components(request, checkpoint)
+        progress.expect(1 + STAGES_PER_COMPONENT * len(names))
         target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
         with pack.locked(target, progress.note):
-            if _is_current(target, request, checkpoint):
+            if not request.force and _is_current(target, request, names, checkpoint):
                 progress.note(f"{target} is up to date")
                 return target
             _refuse_to_overwrite(target, force=request.force)
             with pack.staged(target) as folder:
-                components = _export_components(request, checkpoint, folder, progress)
+                components = _export_components(names, request, checkpoint, folder, progress)
                 with progress.stage("pack"):
-                    _write_configs(checkpoint, request.components, folder)
+                    _write_configs(checkpoint, names, folder)
                     manifest = _manifest(request, checkpoint, components, folder)
                     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     return target
+
+
+def _resolve(request: ExportRequest, *, quiet: bool) -> Checkpoint:
+    """The checkpoint, with the parts from elsewhere that were asked for."""
+    wanted = request.components is None or SAFETY_CHECKER in request.components
+    checkpoint = resolve_checkpoint(request.model, revision=request.revision, safety_checker=wanted, quiet=quiet)
+    if request.vae is not None:
+        checkpoint = with_vae(checkpoint, request.vae, quiet=quiet)
+    if request.taesd is not None:
+        checkpoint = with_taesd(checkpoint, request.taesd, quiet=quiet)
+    return checkpoint
+
+
+def _components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What to export, in the order of the flow: all that there is, or what was asked for."""
+    extra = tuple(name for name in (SAFETY_CHECKER, TAESD) if name in checkpoint.weights)
+    if request.components is None:
+        return NETWORKS + extra
+    if SAFETY_CHECKER in request.components and SAFETY_CHECKER not in extra:
+        raise ExportError(f"model '{checkpoint.id}' has no safety checker", got=f"components {request.components}")
+    return tuple(name for name in NETWORKS + extra if name in request.components or name == TAESD)
 
 
 def _require_libraries() -> None:
@@ -64,30 +91,32 @@ def _require_libraries() -> None:
 
 
 def _export_components(
-    request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
+    names: tuple[str, ...], request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Component]:
     from .components import export_component, export_loop  # imports torch: only once there is something to trace
 
-    networks = {
-        name: export_component(name, checkpoint, request.precision, folder, progress) for name in request.components
-    }
-    return networks | export_loop(checkpoint, request.components, folder)
+    networks = {name: export_component(name, checkpoint, request.precision, folder, progress) for name in names}
+    return networks | export_loop(checkpoint, names, folder)
 
 
-def _is_current(target: Path, request: ExportRequest, checkpoint: Checkpoint) -> bool:
+def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], checkpoint: Checkpoint) -> bool:
     """Whether `target` is already what the request asks for, made by this version: every file there, of its size."""
     try:
         manifest = Manifest.from_bytes((target / MANIFEST).read_bytes())
     except (OSError, BundleError):
         return False
     return (
-        not request.force
-        and manifest.source.files == dict(checkpoint.files)
+        manifest.source.files == dict(checkpoint.files)
+        and {name: part.files for name, part in manifest.parts.items()} == _part_files(checkpoint)
         and manifest.precision == request.precision
-        and {n for n, c in manifest.components.items() if c.weights is not None} == set(request.components)
+        and {n for n, c in manifest.components.items() if c.weights is not None} == set(names)
         and manifest.exporter == _exporter()
         and all((target / n).is_file() and (target / n).stat().st_size == f.size for n, f in manifest.files.items())
     )
+
+
+def _part_files(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    return {name: part.files for name, part in checkpoint.parts.items()}
 
 
 def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
@@ -111,10 +140,18 @@ def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
 
 def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: Path) -> None:
     """The files that make the bundle a diffusers folder: model_index.json, each config.json, scheduler, tokenizer."""
-    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]}
-    index = dict(checkpoint.model_index) | absent | {"requires_safety_checker": False}
-    _write_json(folder / "model_index.json", index | {"_class_name": "StableDiffusionPipeline"})
+    checked = SAFETY_CHECKER in components
+    others = {  # optimum would load a safety checker with torch, and needs none
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
+        "image_encoder": [None, None],
+        "_class_name": pipeline_class(checkpoint.configs),
+    }
+    _write_json(folder / "model_index.json", dict(checkpoint.model_index) | others)
     _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
+    if checked:
+        _write_json(folder / FEATURE_EXTRACTOR / "preprocessor_config.json", checkpoint.configs[FEATURE_EXTRACTOR])
     for name in components:
         _write_json(folder / name / "config.json", checkpoint.configs["vae" if name.startswith("vae") else name])
     (folder / "tokenizer").mkdir()
@@ -137,8 +174,14 @@ def _manifest(
     return Manifest(
         name=checkpoint.name,
         source=Source(origin, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
+        parts=dict(sorted(checkpoint.parts.items())),
         precision=request.precision,
-        latent=Latent(sizes.channels, sizes.pixels, checkpoint.configs["vae"].get("scaling_factor", 0.18215)),
+        latent=Latent(
+            sizes.channels,
+            sizes.pixels,
+            checkpoint.configs["vae"].get("scaling_factor", 0.18215),
+            _preview(checkpoint.model_index.get("_preview")),
+        ),
         defaults=_defaults(checkpoint, sizes),
         components=components,
         files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
@@ -150,11 +193,25 @@ def _defaults(checkpoint: Checkpoint, sizes: Sizes) -> Defaults:
     """The recommended settings; see the top of this module."""
     if "_defaults" not in checkpoint.model_index:
         side = sizes.cells * sizes.pixels
-        return Defaults(num_inference_steps=50, guidance_scale=7.5, height=side, width=side)
+        steps, guidance_scale = usual_settings(checkpoint.name, checkpoint.configs)
+        return Defaults(num_inference_steps=steps, guidance_scale=guidance_scale, height=side, width=side)
     try:
         return from_json(Defaults, checkpoint.model_index["_defaults"], "model_index.json: _defaults")
     except BundleError as error:
         raise ExportError(str(error)) from error
+
+
+def _preview(rows: Any) -> tuple[tuple[float, ...], ...] | None:
+    """The matrix for previews; see the top of this module."""
+    if rows is None:
+        return None
+    try:
+        matrix = tuple(tuple(float(number) for number in row) for row in rows)
+    except (TypeError, ValueError):
+        matrix = ()
+    if {len(row) for row in matrix} != {3}:
+        raise ExportError("model_index.json: _preview", got=rows, accepted="a list of rows of three numbers")
+    return matrix
 
 
 def _exporter() -> dict[str, str]:

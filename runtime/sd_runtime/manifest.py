@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 CHUNK = 64 << 20  # bytes a digest covers, so that all cores can verify one large file
 
 ComponentName = Literal[
-    "text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker", "sampler_step", "pixels"
+    "text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker", "taesd", "sampler_step", "pixels"
 ]
 Precision = Literal["fp32", "fp16"]
 
@@ -173,6 +173,7 @@ class Manifest:
     defaults: Defaults
     components: dict[str, Component]
     files: dict[str, FileRecord]
+    parts: dict[str, Source] = field(default_factory=dict)  # networks from elsewhere: "vae", "taesd"
     exporter: dict[str, str] = field(default_factory=dict)  # library versions that made the graphs
     engines: tuple[EngineRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from sd_export import components
 from sd_export.modules import freeze
 from sd_export.precision import to_float16
-from sd_export.request import COMPONENTS, ExportRequest
+from sd_export.request import NETWORKS, ExportRequest
 from sd_export.signature import Signature
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
@@ -185,7 +185,7 @@ def trace_module(tmp_path: Path) -> Callable[[torch.nn.Module, Signature, str], 
     return get
 
 
-@pytest.fixture(scope="session", params=COMPONENTS)
+@pytest.fixture(scope="session", params=NETWORKS)
 def component(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from sd_export import stages
 from sd_export.progress import Progress
-from sd_export.request import COMPONENTS, ExportRequest
+from sd_export.request import NETWORKS, ExportRequest
 from sd_export.signature import Sizes
 from sd_export.source import Checkpoint
 from sd_export.stages import export
@@ -51,7 +51,7 @@ def test_bundle_holds_what_runtime_and_optimum_open(tiny_bundle: Path) -> None:
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
         "text_encoder/model_embeds.onnx",
-        *(f"{name}/{file}" for name in COMPONENTS for file in ("config.json", "model.onnx", "model.safetensors")),
+        *(f"{name}/{file}" for name in NETWORKS for file in ("config.json", "model.onnx", "model.safetensors")),
     }
     index = json.loads(files["model_index.json"])
     assert index["_class_name"] == "StableDiffusionPipeline"
@@ -153,7 +153,7 @@ def test_what_is_not_a_bundle_is_never_replaced(tiny_folder: Path, tmp_path: Pat
 def test_a_failing_export_leaves_nothing(
     tiny_folder: Path, small_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
+    def fail(names: object, request: object, checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
         (folder / "half").write_text("")
         raise ZeroDivisionError
 

@@ -8,10 +8,16 @@ from sd_runtime.errors import ExportError, one_line
 
 from .checkpoint import Config
 
-SUPPORTED = "Stable Diffusion 1.x and 2.x text-to-image checkpoints"
+SUPPORTED = "Stable Diffusion 1.x and 2.x text-to-image checkpoints, latent consistency models among them"
 
 # The inpainting class also serves ordinary 4-channel UNets; `check_networks` tells them apart.
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
 CLASSES = {
     "text_encoder": ("CLIPTextModel",),
     "unet": ("UNet2DConditionModel",),
@@ -21,8 +27,13 @@ CLASSES = {
 FAMILIES = {
     "StableDiffusionXL": "Stable Diffusion XL",
     "StableDiffusion3": "Stable Diffusion 3",
+    "StableDiffusionControlNet": "a ControlNet",
+    "StableDiffusionUpscale": "an upscaler",
+    "StableDiffusionLatentUpscale": "an upscaler",
+    "StableDiffusionDepth2Img": "a depth-to-image model",
+    "StableDiffusionInstructPix2Pix": "InstructPix2Pix",
+    "StableUnCLIP": "an unCLIP model",
     "Flux": "Flux",
-    "LatentConsistencyModel": "a latent consistency model",
 }
 INPUT_CHANNELS = {9: "an inpainting model", 8: "InstructPix2Pix", 7: "an upscaler", 5: "a depth-to-image model"}
 # Fields of a UNet's config that add inputs which the classic pipeline does not feed, and who sets them.
@@ -32,8 +43,9 @@ EXTRA_INPUTS = {
     "num_class_embeds": "an upscaler (its UNet takes a noise level)",
     "encoder_hid_dim": "a model whose UNet projects its text embeddings",
     "encoder_hid_dim_type": "a model whose UNet projects its text embeddings",
-    "time_cond_proj_dim": "a latent consistency model (its UNet takes the guidance scale)",
 }
+SAFETY_CHECKER = "StableDiffusionSafetyChecker"
+DISTILLED = {"sd-turbo": (1, 0.0)}  # by name, as no file tells it: (steps, guidance scale) of the model card
 
 
 def unsupported(model: str, kind: str) -> ExportError:
@@ -51,6 +63,17 @@ def check_pipeline(model: str, model_index: Config) -> None:
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in accepted:
             raise unsupported(model, f"a pipeline with {one_line(found)} as {part} where {accepted[0]} is needed")
+
+
+def has_safety_checker(model: str, model_index: Config) -> bool:
+    """Whether a pipeline names a safety checker, which must be the one that there is."""
+    entry = model_index.get("safety_checker")
+    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if found not in (None, SAFETY_CHECKER):
+        raise unsupported(
+            model, f"a pipeline with {one_line(found)} as safety_checker where {SAFETY_CHECKER} is needed"
+        )
+    return found is not None
 
 
 def check_networks(model: str, configs: Mapping[str, Config]) -> str:
@@ -71,6 +94,20 @@ def check_networks(model: str, configs: Mapping[str, Config]) -> str:
             f"model '{one_line(model)}': text_encoder and unet do not fit together",
             got=f"hidden_size {width}, cross_attention_dim {expected}",
         )
-    return {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(
+    family = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(
         width if isinstance(width, int) else 0, f"Stable Diffusion of its own size (text width {one_line(width)})"
     )
+    return family if unet.get("time_cond_proj_dim") is None else f"{family}, a latent consistency model"
+
+
+def pipeline_class(configs: Mapping[str, Config]) -> str:
+    """The diffusers pipeline, and optimum's by the same name, that draws with these networks."""
+    told = configs["unet"].get("time_cond_proj_dim") is not None
+    return "LatentConsistencyModelPipeline" if told else "StableDiffusionPipeline"
+
+
+def usual_settings(name: str, configs: Mapping[str, Config]) -> tuple[int, float]:
+    """Inference steps and guidance scale for a checkpoint that recommends none: its kind's, or diffusers' defaults."""
+    if pipeline_class(configs) == "LatentConsistencyModelPipeline":
+        return 4, 8.5
+    return DISTILLED.get(name, (50, 7.5))

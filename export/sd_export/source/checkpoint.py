@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from sd_runtime.manifest import Source
 
 Config = Mapping[str, Any]
 NETWORKS = ("text_encoder", "unet", "vae")
+SAFETY_CHECKER, FEATURE_EXTRACTOR, TAESD = "safety_checker", "feature_extractor", "taesd"
 
 
 @dataclass(frozen=True)
@@ -21,19 +24,23 @@ class Checkpoint:
     hub; `architecture` a phrase for people.  `configs` holds the JSON of text_encoder, unet, vae and scheduler as in a
     diffusers folder, whatever the layout on disk; `weights` the .safetensors file of each network (one and the same in
     a single-file checkpoint); `tokenizer` the tokenizer's files, name → content, always with vocab.json and merges.txt.
-    `files` maps each file that was read (relative, POSIX) to its SHA-256 in hex.
+    Both hold safety_checker too, and `configs` its feature_extractor, where there is one to be exported, and taesd
+    where a fast decoder was added.  `prefixes` has the networks whose file has CompVis' keys, each with what they start
+    with.  `files` maps each file that was read (relative, POSIX) to its SHA-256 in hex; `parts` the networks that came
+    from elsewhere to their own source.
     """
 
     id: str
     name: str
     revision: str | None
     architecture: str
-    layout: Literal["diffusers", "single-file"]
     model_index: Config
     configs: Mapping[str, Config]
     weights: Mapping[str, Path]
     tokenizer: Mapping[str, bytes]
     files: Mapping[str, str]
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Source] = field(default_factory=dict)
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -10,14 +10,14 @@ import errno
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from sd_runtime.errors import ExportError, one_line
 
 from .checkpoint import hash_files
-from .folder import MODEL_INDEX, config_names, list_names, read_configs, weight_names
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,21 @@ TIMEOUT = 30.0  # seconds for the hub to describe a repository
 ATTEMPTS = 3  # of a download whose connection breaks, beyond what the client itself retries (by version)
 TRANSPORTS = ("httpx", "httpx2", "requests", "urllib3")  # the client's transport, by version
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Selection(Protocol):
+    """Which files of a repository are needed: `PipelineFiles` and `AutoencoderFiles`.  Both methods raise ExportError
+    if the repository is not of their kind, incomplete, or not supported."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Files of which one is always among them."""
+
+    def small(self, model: str, names: Collection[str]) -> list[str]:
+        """What to fetch before the weights, of the files that there are."""
+
+    def weights(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
+        """The weight files, once those of `small` lie in `folder`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ def hide_progress_bars() -> None:
         disable_progress_bars()
 
 
-def snapshot(model: str, revision: str | None) -> Snapshot:
+def snapshot(model: str, revision: str | None, selection: Selection) -> Snapshot:
     """The files of `model` at `revision` (branch, tag or commit; None is the main branch), downloaded if need be.
 
     For an id that was removed from the hub: the cache under the id as given, then the hub (a mirror may still have
@@ -62,66 +77,67 @@ def snapshot(model: str, revision: str | None) -> Snapshot:
     """
     successor = SUCCESSORS.get(model)
     if successor is None:
-        return _find(model, revision)
-    folder = _cached_folder(model, revision)
-    if folder is not None and not _unusable(model, folder):
+        return _find(model, revision, selection)
+    folder = _cached_folder(model, revision, selection)
+    if folder is not None and not _unusable(model, folder, selection):
         return Snapshot(model, folder, folder.name)
     try:
-        return _find(model, revision)
+        return _find(model, revision, selection)
     except ExportError as first:
         logger.warning("%s was removed from the hub; using its successor %s", model, successor)
         try:
-            return _find(successor, revision)
+            return _find(successor, revision, selection)
         except ExportError as second:
             tried = f"tried the hub cache, {model} and its successor: {first.what}; {second.what}"
             raise ExportError(tried, remedy=second.remedy) from second
 
 
-def _find(repo: str, revision: str | None) -> Snapshot:
+def _find(repo: str, revision: str | None, selection: Selection) -> Snapshot:
     """Ask the hub which files there are and fetch the needed ones; if it cannot be asked, make do with the cache."""
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
     except Exception as error:  # the client's transports (requests, httpx) have no base class in common
-        return _fall_back(repo, revision, _explain(error, repo, revision))
+        return _fall_back(repo, revision, selection, _explain(error, repo, revision))
     names = [file.rfilename for file in info.siblings or []]
-    if MODEL_INDEX not in names:
-        single = any("/" not in name and name.endswith(".safetensors") for name in names)
-        remedy = "download its single-file checkpoint and give the path" if single else None
-        raise ExportError(f"hub model '{repo}' is not in diffusers layout (no {MODEL_INDEX})", remedy=remedy)
-    read_configs(repo, _download(repo, revision, config_names(names)))
-    folder = _download(repo, revision, [*config_names(names), *weight_names(repo, names).values()])
+    small = selection.small(repo, names)
+    weights = selection.weights(repo, _download(repo, revision, small), names)
+    folder = _download(repo, revision, [*small, *weights])
     return Snapshot(repo, folder, folder.name)
 
 
-def _fall_back(repo: str, revision: str | None, why: ExportError) -> Snapshot:
+def _fall_back(repo: str, revision: str | None, selection: Selection, why: ExportError) -> Snapshot:
     """The cached snapshot although the hub could not be asked, because of `why`; raises that if there is none."""
     from huggingface_hub import constants
 
-    folder = _cached_folder(repo, revision)
+    folder = _cached_folder(repo, revision, selection)
     if folder is None:
         raise why
-    if problem := _unusable(repo, folder):
+    if problem := _unusable(repo, folder, selection):
         raise ExportError(f"{why.what}; the copy in the hub cache cannot be used ({problem})", remedy=why.remedy)
     level = logging.INFO if constants.HF_HUB_OFFLINE else logging.WARNING
     logger.log(level, "%s; using the copy in the hub cache", why.what)
     return Snapshot(repo, folder, folder.name)
 
 
-def _cached_folder(repo: str, revision: str | None) -> Path | None:
+def _cached_folder(repo: str, revision: str | None, selection: Selection) -> Path | None:
     """The snapshot in the hub's cache, complete or not; opens no socket."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo, MODEL_INDEX, revision=revision)
-    return Path(path).parent if isinstance(path, str) else None
+    for mark in selection.marks:
+        path = try_to_load_from_cache(repo, mark, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parents[mark.count("/")]
+    return None
 
 
-def _unusable(repo: str, folder: Path) -> ExportError | None:
+def _unusable(repo: str, folder: Path, selection: Selection) -> ExportError | None:
     """What keeps `folder` from being used; None if all needed files are there."""
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     try:
-        read_configs(repo, folder)
-        weight_names(repo, list_names(folder))
+        selection.small(repo, names)
+        selection.weights(repo, folder, names)
     except ExportError as error:
         return error
     return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sd_runtime.errors import ExportError, one_line
 
 from . import single_file
-from .checkpoint import Checkpoint
+from .checkpoint import SAFETY_CHECKER, TAESD, Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # The attention of VAEs that were saved before diffusers 0.17.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_ATTENTION_KEY = re.compile(r"(.*mid_block\.attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))")
+VISION_PREFIX = re.compile(r"^(vision_model\.){1,2}")
 
 
 def load_text_encoder(checkpoint: Checkpoint) -> Any:
@@ -53,6 +54,33 @@ def load_vae(checkpoint: Checkpoint) -> Any:
     return _fill(checkpoint, "vae", model, state)
 
 
+def load_taesd(checkpoint: Checkpoint) -> Any:
+    """The fast decoder as a diffusers AutoencoderTiny."""
+    from diffusers import AutoencoderTiny
+
+    model = _build(checkpoint, TAESD, AutoencoderTiny.from_config)
+    return _fill(checkpoint, TAESD, model, _state_dict(checkpoint, TAESD))
+
+
+def load_safety_checker(checkpoint: Checkpoint) -> Any:
+    """The safety checker as a diffusers StableDiffusionSafetyChecker."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    def build(config: dict[str, Any]) -> Any:
+        return StableDiffusionSafetyChecker(CLIPConfig.from_dict(config))
+
+    model = _build(checkpoint, SAFETY_CHECKER, build, device="cpu")  # position_ids, as above
+    # Checkpoints wrap the vision transformer twice; transformers since 5.6 does so once.  Old files store position_ids.
+    prefix = "vision_model.vision_model." if hasattr(model.vision_model, "vision_model") else "vision_model."
+    state = {
+        VISION_PREFIX.sub(prefix, name): tensor
+        for name, tensor in _state_dict(checkpoint, SAFETY_CHECKER).items()
+        if not name.endswith("embeddings.position_ids")
+    }
+    return _fill(checkpoint, SAFETY_CHECKER, model, state)
+
+
 def _modern_attention(name: str) -> str:
     match = OLD_ATTENTION_KEY.fullmatch(name)
     return match[1] + OLD_ATTENTION[match[2]] + match[3] if match else name
@@ -74,11 +102,10 @@ def _state_dict(checkpoint: Checkpoint, network: str) -> dict[str, Tensor]:
     """The network's tensors in diffusers' naming, memory-mapped, in the file's dtype."""
     from safetensors import safe_open
 
-    single = checkpoint.layout == "single-file"
-    start = single_file.PREFIXES[network] if single else ""
+    prefix = checkpoint.prefixes.get(network)
     with safe_open(str(checkpoint.weights[network]), framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys() if name.startswith(start)}  # noqa: SIM118
-    return single_file.to_diffusers(network, state, checkpoint.configs[network]) if single else state
+        state = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix or "")}  # noqa: SIM118
+    return state if prefix is None else single_file.to_diffusers(network, state, checkpoint.configs[network])
 
 
 def _fill(checkpoint: Checkpoint, network: str, model: Any, state: dict[str, Tensor]) -> Any:

@@ -12,7 +12,7 @@ from . import hub, single_file, tokenizer
 from . import stable_diffusion_1 as sd1
 from .architecture import check_networks
 from .checkpoint import NETWORKS, Checkpoint, hash_files
-from .folder import PICKLES, list_names, read_configs, refuse_pickle, weight_names
+from .folder import PICKLES, PipelineFiles, list_names, read_configs, refuse_pickle, weight_names
 from .header import tensor_shapes
 
 DEMO = "demo"
@@ -22,30 +22,30 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?",
 ACCEPTED = "demo, a folder in diffusers layout, a .safetensors file, or a hub id such as owner/name"
 
 
-def resolve_checkpoint(model: str, *, revision: str | None = None, quiet: bool = False) -> Checkpoint:
+def resolve_checkpoint(
+    model: str, *, revision: str | None = None, safety_checker: bool = True, quiet: bool = False
+) -> Checkpoint:
     """Find `model`, fetch it if it is on the hub, check it and hash it.
 
-    `revision` (a branch, tag or commit) is for hub ids only.  Downloads draw progress bars on a terminal, unless
-    `quiet`; notices go to this package's logger.  UsageError if `model` cannot be any kind of model;
-    ExportError if it is missing, damaged, a pickle, or an architecture that is not supported.
+    `revision` (a branch, tag or commit) is for hub ids only; without `safety_checker` none is looked for.  Downloads
+    draw progress bars on a terminal, unless `quiet`; notices go to this package's logger.  UsageError if `model` cannot
+    be any kind of model; ExportError if it is missing, damaged, a pickle, or an architecture that is not supported.
     """
-    path = DEMO_FOLDER if model == DEMO else _existing(model)
+    path = DEMO_FOLDER if model == DEMO else existing("model", model, ACCEPTED)
     if path is None:
         if revision == "":
             raise UsageError("revision", got=revision, accepted="a branch, tag or commit")
-        if quiet or not sys.stderr.isatty():
-            hub.hide_progress_bars()
-        snapshot = hub.snapshot(model, revision)
-        return _from_folder(model, snapshot.folder, snapshot)
+        snapshot = fetch(model, revision, PipelineFiles(safety_checker), quiet=quiet)
+        return _from_folder(model, snapshot.folder, safety_checker, snapshot)
     if revision is not None:
         raise UsageError("revision", got=revision, accepted="only together with a hub id")
     if path.is_dir():
-        return _from_folder(model, path)
+        return _from_folder(model, path, safety_checker)
     return _from_file(model, path)
 
 
-def _existing(model: str) -> Path | None:
-    """The file or folder that `model` names, or None if it can only be a hub id."""
+def existing(field: str, model: str, accepted: str) -> Path | None:
+    """The file or folder that `model`, the value of `field`, names, or None if it can only be a hub id."""
     try:
         path = Path(model).expanduser()
         if model and path.exists():
@@ -54,13 +54,20 @@ def _existing(model: str) -> Path | None:
             return None
     except (OSError, ValueError, RuntimeError):  # too long, NUL or lone surrogates, unknown ~user
         pass
-    raise UsageError("model", got=model, accepted=ACCEPTED, remedy="there is no such file or folder")
+    raise UsageError(field, got=model, accepted=accepted, remedy="there is no such file or folder")
 
 
-def _from_folder(model: str, folder: Path, snapshot: hub.Snapshot | None = None) -> Checkpoint:
+def fetch(model: str, revision: str | None, selection: hub.Selection, *, quiet: bool) -> hub.Snapshot:
+    """The files of a hub id; progress bars only on a terminal."""
+    if quiet or not sys.stderr.isatty():
+        hub.hide_progress_bars()
+    return hub.snapshot(model, revision, selection)
+
+
+def _from_folder(model: str, folder: Path, safety_checker: bool, snapshot: hub.Snapshot | None = None) -> Checkpoint:
     """A checkpoint in diffusers layout, the user's own folder or a `snapshot` in the hub's cache."""
-    found = read_configs(model, folder)
-    weights = weight_names(model, list_names(folder))
+    found = read_configs(model, folder, safety_checker=safety_checker)
+    weights = weight_names(model, list_names(folder), found.networks)
     files = hash_files(folder, [*found.names, *weights.values()])
     if snapshot is not None:
         files = hub.repair(snapshot, files)
@@ -71,7 +78,6 @@ def _from_folder(model: str, folder: Path, snapshot: hub.Snapshot | None = None)
         name=model.split("/")[-1] if snapshot or model == DEMO else folder.name or "model",
         revision=snapshot.commit if snapshot else None,
         architecture=found.architecture,
-        layout="diffusers",
         model_index=found.model_index,
         configs=found.configs,
         weights={network: folder / name for network, name in weights.items()},
@@ -92,10 +98,10 @@ def _from_file(model: str, path: Path) -> Checkpoint:
         name=path.stem,
         revision=None,
         architecture=check_networks(model, configs),
-        layout="single-file",
         model_index=sd1.MODEL_INDEX,
         configs=configs,
         weights=dict.fromkeys(NETWORKS, path),
         tokenizer=tokenizer.clip(),
         files=hash_files(path.parent, [path.name]),
+        prefixes=single_file.PREFIXES,
     )

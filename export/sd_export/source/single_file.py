@@ -28,6 +28,7 @@ PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
 }
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # EMA and loss weights are left where they are
 CLIP_HEAD_SIZE = 64  # of every CLIP text model: heads = width / 64
 
 # Keys that give another model away, most telling first.
@@ -69,6 +70,16 @@ def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
         raise ExportError(
             f"model '{one_line(model)}' has not the tensors of Stable Diffusion 1.x ({reason})"
         ) from error
+
+
+def infer_vae(model: str, shapes: Shapes) -> tuple[Config, str]:
+    """The config of a VAE from the tensors of its file, or of a whole checkpoint, and what its keys start with."""
+    prefix = PREFIXES["vae"] if any(name.startswith(PREFIXES["vae"]) for name in shapes) else ""
+    try:
+        return _vae_config(_strip(shapes, prefix)), prefix
+    except LookupError as error:
+        what = f"'{one_line(model)}' has not the tensors of a Stable Diffusion 1.x VAE ({one_line(str(error))})"
+        raise ExportError(what, remedy="give a folder in diffusers layout") from error
 
 
 def _refuse_other(model: str, shapes: Shapes) -> None:
@@ -147,7 +158,9 @@ def to_diffusers(network: str, state: dict[str, Tensor], config: Config) -> dict
     if network == "unet":
         converted = convert_ldm_unet_checkpoint(state, config)
     elif network == "vae":
-        converted = convert_ldm_vae_checkpoint(state, config)
+        parts = tuple(PREFIXES["vae"] + part for part in VAE_PARTS) + VAE_PARTS
+        kept = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+        converted = convert_ldm_vae_checkpoint(kept, config)
     else:
         converted = {name.removeprefix(PREFIXES[network]): tensor for name, tensor in state.items()}
     return converted
