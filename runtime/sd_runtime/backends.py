@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from .bundle import Bundle
 from .engines.cuda import Gpu
 from .engines.tensorrt import TensorRT, current_target
@@ -9,8 +11,7 @@ from .engines.tensorrt_engine import TensorRTEngine
 from .errors import EngineError
 from .manifest import EngineRecord, Manifest, Target
 
-# Forms of a network's graph that are written for a version of TensorRT; what they compute is the plain form.
-TENSORRT_FORMS = ("trt", "trt-basic", "trt-legacy")
+TENSORRT_FORM = "trt"  # what a graph's form starts with that computes as the plain one and is written for TensorRT
 
 
 class TensorRTBackend:
@@ -49,7 +50,7 @@ class TensorRTBackend:
 
 def served_by(form: str) -> str:
     """The form that callers ask for when an engine was built from `form`."""
-    return "plain" if form in TENSORRT_FORMS else form
+    return "plain" if form.startswith(TENSORRT_FORM) else form
 
 
 def misfit(record: EngineRecord, manifest: Manifest, here: Target) -> str | None:
@@ -81,4 +82,4 @@ def machine(target: Target) -> str:
 
 def rebuild(bundle: Bundle) -> str:
     """The command that builds a bundle's engines on the machine at hand."""
-    return f"sd-export build {bundle.root}"
+    return f"sd-export build {shlex.quote(str(bundle.root))}"

@@ -41,7 +41,7 @@ class Components:
         """`device`: auto, cpu or cuda, for what ONNX Runtime runs; `tensorrt` belongs to this object from now on."""
         self._bundle, self._wanted, self._tensorrt = bundle, device, tensorrt
         self._engines: dict[tuple[str, str], Engine] = {}
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     @classmethod
     def open(cls, bundle: Bundle, device: str) -> Components:
@@ -54,25 +54,35 @@ class Components:
         try:
             return cls(bundle, "auto", TensorRTBackend.open(bundle))
         except (DependencyError, EngineError) as error:
-            instead = choose_device(device)
-            warn(f"{error}; ONNX Runtime on {instead} is used instead; to build engines here: {rebuild(bundle)}")
-            return cls(bundle, instead)
+            warn(f"{error}; ONNX Runtime is used instead; to build engines on this machine: {rebuild(bundle)}")
+            return cls(bundle, choose_device(device))
 
     @cached_property
     def onnxruntime_device(self) -> Device:
         return choose_device(self._wanted)
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU runs everything."""
+        return self._tensorrt is None and self.onnxruntime_device == "cpu"
+
     def preload(self, names: Iterable[str] = EAGER) -> None:
-        """Load several components at once, each on a thread of its own."""
+        """Load several components at once, each on a thread of its own; if one fails, release all."""
         if self._tensorrt is None:
             import_onnxruntime()  # once, before the threads race for it
-        with ThreadPoolExecutor() as pool:
-            for future in [pool.submit(self.engine, name) for name in names]:
-                future.result()
+        try:
+            with ThreadPoolExecutor() as pool:
+                for future in [pool.submit(self.engine, name) for name in names]:
+                    future.result()
+        except BaseException:
+            self.close()
+            raise
 
     def engine(self, name: str, form: str = "plain") -> Engine:
         """The engine of a component in one of its graph forms.  BundleError or EngineError say why there is none."""
         with self._lock:
+            if self._closed:
+                raise EngineError("the pipeline was closed")
             known = self._engines.get((name, form))
         if known is not None:
             return known
@@ -130,7 +140,7 @@ class Components:
         components = self._bundle.manifest.components
         if any(name not in components or form not in components[name].graphs for name, form in wanted):
             return None
-        if self._tensorrt is None and self.onnxruntime_device == "cpu":
+        if self.on_cpu:
             return None  # there the host is the device
         engines = [self.engine(name, form) for name, form in wanted]
         found = [engine for engine in engines if isinstance(engine, DeviceEngine)]
@@ -142,6 +152,7 @@ class Components:
             if self.__dict__.get(name) is not None:
                 self.__dict__[name].close()
         with self._lock:
+            self._closed = True
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
