@@ -247,8 +247,11 @@ class Pipeline:
         return next(s for s in self.components.engine("unet").inputs if s.name == "sample").ranges
 
     def batches(self, request: Request) -> list[range]:
-        """The request's pictures in batches that the UNet takes; guidance needs two rows a picture."""
-        size = max(self._unet_ranges()[0][1] // (2 if request.guided else 1), 1)
+        """The request's pictures in batches that the UNet takes; guidance needs two rows a picture.
+
+        On the CPU one by one: more at once gain nothing there, and take memory in proportion."""
+        rows = 1 if self.components.on_cpu else self._unet_ranges()[0][1]
+        size = max(rows // (2 if request.guided else 1), 1)
         return [range(i, min(i + size, request.num_images)) for i in range(0, request.num_images, size)]
 
     def close(self) -> None:

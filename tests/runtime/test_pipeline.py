@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler, StableDiffusionPipeline
+from demo_reference import NEGATIVE, PROMPT, SETTINGS, generators, psnr, switched
+from diffusers import StableDiffusionPipeline
 from reference_schedulers import BrownianTape, scheduler_module
-from sd_export.source.resolve import DEMO_FOLDER
 from sd_runtime import NumericalError, Pipeline, UsageError, make_request
 from sd_runtime.pipeline import Generation
 from sd_runtime.result import Step
-from sd_runtime.sampling import describe, resolve
-from sd_runtime.tensor import Array
-
-PROMPT, NEGATIVE = "a large yellow star on a blue background", "red"
-SETTINGS: dict[str, Any] = {"guidance_scale": 4.0, "height": 128, "width": 128}
-
-
-@pytest.fixture(scope="module")
-def pipe(demo_bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.load(demo_bundle, device="cpu") as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
-def reference() -> StableDiffusionPipeline:
-    folder = DEMO_FOLDER
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def psnr(ours: Array, theirs: Array) -> float:
-    """Peak signal to noise ratio in dB of pictures in [0, 1]."""
-    error = float(np.mean((ours.astype(np.float64) - theirs) ** 2))
-    return math.inf if error == 0 else -10 * math.log10(error)
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def switched(reference: StableDiffusionPipeline, scheduler: str) -> StableDiffusionPipeline:
-    """The reference with another sampler, by diffusers' own from_config."""
-    choice = resolve(scheduler)
-    original = PNDMScheduler.from_pretrained(DEMO_FOLDER / "scheduler")
-    other = getattr(scheduler_module(choice.class_name.removesuffix("Scheduler")), choice.class_name)
-    reference.scheduler = other.from_config(original.config, **choice.overrides)
-    return reference
-
+from sd_runtime.sampling import describe
 
 SAMPLERS = ("pndm", "ddim", "euler", "euler_a", "lms", "dpmpp_2m", "dpmpp_2m_karras")
 
@@ -124,7 +83,12 @@ def test_a_seed_is_a_picture_whatever_the_batch(pipe: Pipeline) -> None:
 
 def test_batches_larger_than_the_engine_are_split(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pipe(PROMPT, seed=1, num_images_per_prompt=3, num_inference_steps=4)
-    monkeypatch.setattr(Pipeline, "_unet_ranges", lambda self: ((1, 4), (4, 4), (8, 128), (8, 128)))
+    assert pipe.batches(whole.request) == [range(1), range(1, 2), range(2, 3)]  # one by one on the CPU
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pipe.components), "on_cpu", False)
+        patch.setattr(Pipeline, "_unet_ranges", lambda self: ((1, 4), (4, 4), (8, 128), (8, 128)))
+        batches = pipe.batches(whole.request)
+    monkeypatch.setattr(Pipeline, "batches", lambda self, request: batches)
     steps: list[Step] = []
     parts = pipe(PROMPT, seed=1, num_images_per_prompt=3, num_inference_steps=4, callback=steps.append)
     assert [step.images for step in steps] == [range(2)] * 5 + [range(2, 3)] * 5  # PNDM visits one timestep twice
