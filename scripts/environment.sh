@@ -14,6 +14,7 @@ ready() {
     [ "$(cat ".venv/installed-$extras" 2>/dev/null)" = "$key" ] && return
     echo "installing sd-lean[$extras] into .venv (several minutes and gigabytes the first time: torch)"
     "$base" -m venv .venv
-    "$PY" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".[$extras]"
+    "$PY" -m pip install $([ -t 1 ] || echo --quiet) --disable-pip-version-check \
+        -c scripts/constraints.txt -e ".[$extras]"
     echo "$key" >".venv/installed-$extras"
 }
