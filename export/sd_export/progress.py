@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 LOGGER = logging.getLogger("sd_export")
 REFRESH = 0.5  # seconds; a trace computes for up to minutes without a word
+QUIET_SPELL = 30.0  # seconds without a line, in logs
 
 
 class Progress:
@@ -25,6 +26,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._stages = quiet, stages
         self._bar: Any = None
+        self._told = 0.0  # when the last line was said
         self._notices = _Notices(self)
 
     def __enter__(self) -> Progress:
@@ -51,11 +53,11 @@ class Progress:
     @contextmanager
     def stage(self, what: str, output: Path | None = None) -> Iterator[None]:
         """Time the block; afterwards report it, with the size of the file `output` that it made."""
-        start = time.perf_counter()
+        start, self._told = time.perf_counter(), time.monotonic()
         with self._ticking(what):
             yield
         size = f"  {describe_size(output.stat().st_size):>8}" if output is not None else ""
-        self._say(f"{what:<28}{time.perf_counter() - start:8.1f} s{size}")
+        self.say(f"{what:<28}{time.perf_counter() - start:8.1f} s{size}")
         if self._bar is not None:
             self._bar.update()
 
@@ -63,9 +65,19 @@ class Progress:
         """Something that the user should know at once, even when quiet."""
         self._write(text)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Something good to know; nothing when quiet."""
         if not self._quiet:
             self._write(text)
+
+    def detail(self, what: str, text: str) -> None:
+        """Where the stage `what` is: in the bar, or without one as a line every so often, since a log that stands still
+        for half an hour looks like a program that hangs."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{what}: {text}", refresh=False)
+        elif (now := time.monotonic()) - self._told > QUIET_SPELL:
+            self._told = now
+            self.say(f"{what}: {text}")
 
     def _write(self, text: str) -> None:
         if self._bar is not None:

@@ -27,6 +27,7 @@ ComponentName = Literal[
     "text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker", "taesd", "sampler_step", "pixels"
 ]
 Precision = Literal["fp32", "fp16"]
+EnginePrecision = Literal["fp32", "fp16", "bf16"]  # a bfloat16 engine is built from float32 weights
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class EngineRecord:
     component: ComponentName
     form: str
     path: str
-    precision: Precision
+    precision: EnginePrecision
     profile: dict[str, ShapeRange]
     target: Target
     graph: str

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from runnable import in_float32, with_functions
+from sd_export.build_plan import FLOAT32
 from sd_export.forms import FORMS, write_forms
 from sd_export.forms.editor import Editor
-from sd_export.forms.legacy import FLOAT32
 from sd_export.precision import to_float16
 from sd_export.weights import save
 from sd_runtime.manifest import MANIFEST, Graph, Manifest, Precision

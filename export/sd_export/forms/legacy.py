@@ -12,12 +12,12 @@ import math
 
 import onnx_ir as ir
 
+from ..build_plan import FLOAT32
 from .attention import decompose_attention
 from .editor import NUMPY, Editor, attribute, needed, set_attributes
 from .normalisation import group_norm_by_means, layer_norm_by_means
 
 OPSET, IR_VERSION = 17, 8
-FLOAT32 = "@float32"
 NEWER_ATTRIBUTES = {
     "Resize": ("antialias", "keep_aspect_ratio_policy"),
     "Split": ("num_outputs",),

@@ -1,0 +1,98 @@
+"""What TensorRT says when it cannot build an engine → what happened, to which layer, and what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sd_runtime.errors import ExportError, one_line
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A message that has a cause known to us."""
+
+    pattern: str
+    what: str
+    remedy: str
+
+
+# In order of how much they say: TensorRT logs several messages for one failure, and the last is often the vaguest.
+KNOWN = (
+    _Known(
+        r"CUDA driver version is insufficient|initialization failure with error: 35\b|cudaErrorInsufficientDriver",
+        "the GPU's driver is too old for this TensorRT",
+        "update the NVIDIA driver, or install an older tensorrt",
+    ),
+    _Known(
+        r"initialization failure with error: (?:100|38|999)\b|no CUDA-capable device|cudaErrorNoDevice",
+        "TensorRT finds no usable GPU",
+        "check that nvidia-smi lists one, and CUDA_VISIBLE_DEVICES",
+    ),
+    _Known(
+        r"(?:does not support|[Uu]nsupported|Target GPU) .*(?:SM|compute capability) ?\(?([\w.]*)",
+        "this TensorRT does not know the GPU",
+        "install a tensorrt as new as the GPU (or as old: support for old GPUs ends, too)",
+    ),
+    _Known(
+        r"(?:UNSUPPORTED_NODE|No importer registered for op|Plugin not found).*?[:\s](\w+)\.? ?",
+        "this TensorRT's parser does not know an operator of the graph",
+        "export the bundle again with this version of sd-lean; if it persists, install a newer tensorrt",
+    ),
+    _Known(
+        r"[Oo]ut ?[Oo]f ?[Mm]emory|CUDA error 2\b|cudaErrorMemoryAllocation|bad_alloc|Requested amount of .*memory",
+        "memory ran out while building",
+        "close what else uses the GPU, ask for a smaller --batch or --size, or build with --no-fallback",
+    ),
+    _Known(
+        r"[Ii]nsufficient workspace|[Tt]actic .* requested .*[Ww]orkspace",
+        "the memory set aside for the layers' scratch space is too small",
+        "close what else uses the GPU, or give more with --workspace",
+    ),
+    _Known(
+        r"[Cc]ould not find any implementation for node (.+?)\.?(?: due to| \[|$)",
+        "TensorRT has no kernel for a layer",
+        "give more scratch space with --workspace, try another --precision, or another version of tensorrt",
+    ),
+    _Known(
+        r"(?:kMIN|kOPT|kMAX|[Oo]ptimization profile|[Pp]rofile \d).*",
+        "TensorRT does not take the range of shapes",
+        "ask for other --size and --batch, or build with --no-fallback",
+    ),
+    _Known(
+        r"[Ff]ailed to (?:open|read) file|[Ww]eightsFile|external data",
+        "TensorRT cannot read the graph's weights",
+        "check that the bundle is complete: export it again",
+    ),
+)
+
+_NODE = re.compile(
+    r"(?:for node |[Nn]ode name: |with name: |node: )\{?(.+?)\}?(?:\.(?:\s|$)| due to| \[| and operator|$)"
+)
+
+
+def explain(label: str, messages: Sequence[str]) -> ExportError:
+    """The failure to build the engine `label`, from the errors that TensorRT logged, first to last."""
+    text = "\n".join(messages)
+    for known in KNOWN:
+        if re.search(known.pattern, text):
+            where = failed_node(text)
+            what = f"building {label}: {known.what}" + (f", at {where}" if where else "")
+            return ExportError(f"{what} ({_shortest(known.pattern, messages)})", remedy=known.remedy)
+    said = one_line(" | ".join(messages[-3:]), 400) if messages else "TensorRT gives no reason"
+    return ExportError(f"building {label} failed: {said}")
+
+
+def failed_node(text: str) -> str | None:
+    """The layer that a message is about, as the graph names it; `{ForeignNode[first...last]}` is a fused group."""
+    found = _NODE.search(text)
+    if found is None:
+        return None
+    name = found.group(1).strip()
+    group = re.match(r"ForeignNode\[(.+?)\.\.\.(.+?)\]", name)
+    return one_line(f"the layers from {group.group(1)} to {group.group(2)}" if group else name, 200)
+
+
+def _shortest(pattern: str, messages: Sequence[str]) -> str:
+    return one_line(min((m for m in messages if re.search(pattern, m)), key=len, default=messages[-1]), 200)
