@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Compare our CLIP tokenizer with transformers' CLIPTokenizer on random strings, under every layout of its files.
 
+Then time both on 100 kB of hostile text.
+
     scripts/fuzz_tokenizer.py [--count 50000] [--seed 0]
 
 The vocabulary is the real one of SD 1.x and 2.x.  Strings hold only code points that this Python's Unicode tables know:
@@ -15,8 +17,10 @@ import json
 import random
 import sys
 import tempfile
+import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +116,43 @@ def mismatches(layout: str, texts: Sequence[str]) -> list[str]:
     return [text for text, ids in zip(texts, expected, strict=True) if ours.encode(text) != ids]
 
 
+def hostile(size: int = 100_000) -> dict[str, str]:
+    """Texts of `size` bytes that a tokenizer could be slow at."""
+    rng = random.Random(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return {
+        "one word, one letter": "a" * size,
+        "one word, random letters": "".join(rng.choices(letters, k=size)),
+        "one word, frequent letters": "".join(rng.choices("etaoinsh", k=size)),
+        "one word, Chinese": "日" * (size // 3),
+        "one run of punctuation": "".join(rng.choices("!?.,-", k=size)),
+        "random words": "".join(rng.choices(letters + "      ", k=size)),
+        "digits": "1" * size,
+        "emoji": "😀" * (size // 4),
+        "combining marks": "\u0301\u0327" * (size // 4),
+        "halves of special tokens": "<|" * (size // 2),
+    }
+
+
+def milliseconds(function: Callable[[], object], rounds: int = 5) -> float:
+    """The best of several calls."""
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) * 1000
+
+
+def print_times() -> None:
+    files = clip_files()
+    ours, theirs = Tokenizer.from_bytes(files), reference_tokenizer(files)
+    print(f"construct: {milliseconds(partial(Tokenizer.from_bytes, files)):.1f} ms")
+    for name, text in hostile().items():
+        mine, reference = milliseconds(partial(ours.encode, text)), milliseconds(partial(theirs, text))
+        print(f"100 kB, {name}: {mine:.1f} ms, transformers {reference:.1f} ms")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=50_000, help="random strings beside the fixed ones")
@@ -127,6 +168,7 @@ def main() -> int:
         print(f"{layout}: {len(wrong)} mismatches")
         for text in wrong[:10]:
             print(f"    {text!a}")
+    print_times()
     return 1 if failed else 0
 
 

@@ -68,6 +68,11 @@ def test_cut_at_a_comma_near_the_end(tail: int, sizes: list[int]) -> None:
     assert COMMA in first and COMMA not in second
 
 
+def test_a_comma_counts_once() -> None:
+    """After a cut at a comma, the next chunk is full at 75 tokens again."""
+    assert [len(own(chunk)) for chunk in chunks("cat " * 59 + "," + " dog" * 100)] == [60, 75, 25]
+
+
 def test_comma_after_a_full_chunk_starts_the_next() -> None:
     first, second = map(own, chunks("cat " * 75 + ", dog"))
     assert (len(first), second) == (75, [COMMA, DOG])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sd_runtime.errors import BundleError
@@ -109,6 +109,7 @@ def test_no_such_file(tmp_path: Path) -> None:
         open_safetensors(tmp_path / "x.safetensors")
 
 
+@settings(derandomize=True)
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_random_bytes_only_raise_bundle_error(
     tmp_path_factory: pytest.TempPathFactory, body: bytes, length: int

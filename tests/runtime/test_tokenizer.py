@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fuzz_tokenizer import LAYOUTS, NASTY, clip_files, known_characters, mismatches, reference_tokenizer, strings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sd_runtime.errors import BundleError, UsageError
 from sd_runtime.prompt.normalization import LONG, compose
@@ -41,6 +41,7 @@ def test_equals_transformers(layout: str) -> None:
     assert mismatches(layout, [*NASTY, *strings(seed=1, count=1000)]) == []
 
 
+@settings(derandomize=True)
 @given(st.text(st.sampled_from(known_characters()), max_size=50))
 def test_equals_transformers_on_any_text(text: str) -> None:
     assert ours().encode(text) == theirs()(text, add_special_tokens=False).input_ids
@@ -81,6 +82,32 @@ def test_layout_with_added_tokens_decoder() -> None:
     texts = [*NASTY, "a Red Fox, a red fox, a Blue  Fox", "<|STARTOFTEXT|>", "hello!"]
     assert [tokenizer.encode(text) for text in texts] == reference(texts, add_special_tokens=False).input_ids
     assert tokenizer.pad_id == reference.pad_token_id == 0
+
+
+FLAGS = {"lstrip": False, "rstrip": False, "single_word": False}
+BOS, EOS = {"content": "<|startoftext|>", **FLAGS}, {"content": "<|endoftext|>", **FLAGS}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"added_tokens.json": {"<|startoftext|>": 49406, "<|endoftext|>": 49407, "Big Cat": 49408}},
+        {"special_tokens_map.json": {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS}},
+        {"special_tokens_map.json": {"bos_token": {**BOS, "normalized": True, "special": False}}},
+        {"special_tokens_map.json": {"mask_token": "<mask>", "additional_special_tokens": ["<One>", "", "<two>"]}},
+        {"tokenizer_config.json": {"bos_token": {"__type": "AddedToken", **BOS}, "pad_token": None}},
+        {"tokenizer_config.json": {"extra_special_tokens": ["<One>", "<two>"]}},
+    ],
+    ids=lambda written: json.dumps(written)[:60],
+)
+def test_layouts_seldom_seen(written: dict[str, dict[str, Any]]) -> None:
+    files = clip_files("plain")
+    for name, values in written.items():
+        files = changed(files, name, **values)
+    tokenizer, reference = Tokenizer.from_bytes(files), reference_tokenizer(files)
+    texts = [*NASTY, "<|STARTOFTEXT|> <|ENDOFTEXT|> big cat Big Cat <One> <one> <TWO> <mask>"]
+    assert [tokenizer.encode(text) for text in texts] == reference(texts, add_special_tokens=False).input_ids
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (reference.bos_token_id, reference.eos_token_id)
 
 
 def test_demo_tokenizer() -> None:
@@ -155,6 +182,7 @@ def test_hundred_kilobytes_equal_transformers(text: str) -> None:
     assert ours().encode(text) == theirs()(text, add_special_tokens=False).input_ids
 
 
+@settings(derandomize=True)
 @given(
     st.text(st.sampled_from([c for c in known_characters() if unicodedata.combining(c)] + ["a", "ệ", "각"]), min_size=1)
 )
@@ -180,6 +208,7 @@ def textbook_merge(word: list[str], ranks: Mapping[str, int]) -> list[str]:
         word = joined
 
 
+@settings(derandomize=True)
 @given(st.text("abcdhe tion'é", min_size=1, max_size=60).filter(lambda text: " " not in text))
 def test_merge_equals_the_textbook(text: str) -> None:
     ranks = {line: rank for rank, line in enumerate(merge_lines())}

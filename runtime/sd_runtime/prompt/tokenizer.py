@@ -110,7 +110,7 @@ def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> l
         first, second = merges[rank].split(" ")
         joined, middle, end = first + second, len(first), len(first) + len(second)
         joins = []
-        for place in sorted(places.pop(rank)):
+        for place in places.pop(rank):  # ascending: all pairs of two symbols are noted when the later one is made
             if at[place] == first and at[place + middle] == second:  # else an earlier join took one of them
                 at[place], at[place + middle], left[place + end] = joined, "", place
                 joins.append(place)

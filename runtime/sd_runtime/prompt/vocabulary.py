@@ -85,11 +85,12 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
         raise BundleError(
             f"tokenizer: files not understood ({type(error).__name__}: {one_line(str(error))})"
         ) from error
-    for token in added:  # what the vocabulary lacks gets the ids after it
-        ids.setdefault(token.content, len(ids))
-    bos, eos, unk, pad = (roles[f"{name}_token"] for name in ("bos", "eos", "unk", "pad"))
     # The same content may be listed twice with different flags; the later one counts, as in transformers.
-    return Vocabulary(ids, merges, tuple({token.content: token for token in added}.values()), bos, eos, unk, pad)
+    last = {token.content: token for token in added if token.content}
+    for content in last:  # what the vocabulary lacks gets the ids after it
+        ids.setdefault(content, len(ids))
+    bos, eos, unk, pad = (roles[f"{name}_token"] for name in ("bos", "eos", "unk", "pad"))
+    return Vocabulary(ids, merges, tuple(last.values()), bos, eos, unk, pad)
 
 
 def _added_tokens(
@@ -104,7 +105,7 @@ def _added_tokens(
     known = {token.content for token in added}
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
     for value in (*(config.get(role) or DEFAULT_ROLES.get(role) for role in ROLES), *extra):
-        if value and (token := _added_token(value)).content not in known and token not in added:
+        if value and (token := _added_token(value, special=True)).content not in known and token not in added:
             added.append(token)
     return added
 
@@ -150,13 +151,13 @@ def _added_tokens_file(files: Mapping[str, bytes], config: Mapping[str, Any]) ->
     return [AddedToken(content, normalized=content not in special) for content, _ in listed]
 
 
-def _added_token(value: Any) -> AddedToken:
-    """A token as the JSON files have it: plain text, or an object with flags."""
+def _added_token(value: Any, *, special: bool = False) -> AddedToken:
+    """A token as the JSON files have it: plain text, or an object with flags.  Special ones default to as typed."""
     if isinstance(value, str):
         return AddedToken(value)
     if any(value.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
         raise BundleError("tokenizer: added token", got=value, accepted="lstrip, rstrip and single_word false")
-    return AddedToken(value["content"], value.get("normalized", not value.get("special", False)))
+    return AddedToken(value["content"], value.get("normalized", not (special or value.get("special", False))))
 
 
 def _json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
