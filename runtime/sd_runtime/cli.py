@@ -72,6 +72,7 @@ def _add_sampling(parser: ArgumentParser) -> None:
     add("--eta", type=float, metavar="X", help="0 to 1, fresh noise in ddim and tcd steps (default: the sampler's)")
     add("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
     add("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
+    add("--fast-decoder", action="store_const", const=True, help="draw with the tiny decoder that --taesd exported")
     add("--num-images", dest="num_images_per_prompt", type=int, metavar="N", help="pictures a prompt (default: 1)")
 
 
@@ -87,6 +88,7 @@ def _add_pictures(parser: ArgumentParser) -> None:
 def _add_program(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("this program").add_argument
     add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
+    add("--no-safety-checker", dest="safety_checker", action="store_false", help="do not run the model's own")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--list-schedulers", action="store_true", help="show the samplers and their names, then exit")
     add("--version", action="version", version=f"sd-run {__version__}")
@@ -128,7 +130,7 @@ def _draw(args: argparse.Namespace) -> None:
     saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
     jobs = _jobs(args, told, bundle.manifest.defaults, saving)
     results: list[Result] = []
-    with Pipeline.load(bundle.root, device=args.device) as pipeline:
+    with Pipeline.load(bundle.root, device=args.device, safety_checker=args.safety_checker) as pipeline:
         for word in args.embedding:
             _load_embedding(pipeline, word)
         for job in jobs:
@@ -210,6 +212,8 @@ def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
     for prompt, lost in zip(result.request.prompts, result.truncated, strict=True):
         if lost:
             _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
+    if withheld := sum(result.nsfw_content_detected or ()):
+        _note(f"withheld by the safety checker, and saved black: {withheld} of {len(result.seeds)}")
     for path in paths:
         print(str(path).encode("utf-8", "backslashreplace").decode(), flush=True)
 
@@ -224,7 +228,7 @@ def _note_differences(args: argparse.Namespace, told: Parameters, result: Result
 
 def _print_timings(results: Sequence[Result], loaded: float, total: float) -> None:
     stages = {"load": loaded}
-    for name in ("encode_prompt", "encode_image", "denoise", "decode"):
+    for name in ("encode_prompt", "encode_image", "denoise", "decode", "safety_checker"):
         stages[name] = sum(getattr(result.timings, name) for result in results)
     shown = {
         name: seconds for name, seconds in (stages | {"total": total}).items() if seconds >= 0.005 or name == "total"

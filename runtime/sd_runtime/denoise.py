@@ -20,14 +20,38 @@ from .tensor import Array, all_finite
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the two predictions are combined; `scale` ≤ 1 means that only the prompt is run (one UNet row a picture)."""
+    """How a picture is drawn towards its prompt: by two predictions that are combined, or within the network.
+
+    `scale` ≤ 1 means that only the prompt is run (one UNet row a picture).  So does `width`, which a network has that
+    was trained to guide itself (latent consistency models): it is told the scale by an embedding of that width."""
 
     scale: float
     rescale: float = 0.0
+    width: int | None = None
 
     @property
     def on(self) -> bool:
-        return self.scale > 1.0
+        """Whether there are two predictions to combine."""
+        return self.scale > 1.0 and self.width is None
+
+    def inputs(self, rows: int) -> dict[str, Array]:
+        """What the network is told: nothing, or `timestep_cond` (rows, width) float32."""
+        if self.width is None:
+            return {}
+        return {"timestep_cond": np.tile(embed_guidance(self.scale, self.width), (rows, 1))}
+
+
+def embed_guidance(scale: float, width: int) -> Array:
+    """(width,) float32 sinusoids of 1000 w with w = scale − 1: diffusers' get_guidance_scale_embedding, after Kingma et
+    al., Variational Diffusion Models, 2021, and Luo et al., arXiv 2310.04378, section 4.2.
+
+    Rounded to float32 where diffusers rounds: the angles are thousands of radians, which magnifies a last digit."""
+    half = width // 2
+    decay = np.log(np.float32(10000)) / np.float32(half - 1)
+    exponents = -decay * np.arange(half, dtype=np.float32)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (np.float32(scale - 1) * np.float32(1000) * frequencies).astype(np.float64)
+    return np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,8 @@ def denoise(
     """
     _, *image_shape = latents.shape
     rows = encoder_hidden_states.shape[0]
-    hidden = unet.place("encoder_hidden_states", encoder_hidden_states)  # (R, T, D)
+    inputs = {"encoder_hidden_states": encoder_hidden_states} | guidance.inputs(rows)  # (R, T, D), (R, G)
+    placed = {name: unet.place(name, array) for name, array in inputs.items()}
     sample = np.empty((rows, *image_shape), np.float32)  # (R, C, h, w)
     halves = sample.reshape(-1, *latents.shape)  # (R / B, B, C, h, w)
     timestep = np.empty(1, np.float32)
@@ -66,7 +91,7 @@ def denoise(
     for index in range(len(plan.timesteps)):
         halves[:] = state[0].reshape(latents.shape)
         timestep[0] = plan.timesteps[index]
-        output = unet.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": hidden})["out_sample"]
+        output = unet.run({"sample": sample, "timestep": timestep, **placed})["out_sample"]
         prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
         if not all_finite(prediction):
             raise NumericalError(

@@ -41,6 +41,7 @@ class LoopShape:
     rows          R rows of the UNet's batch: 2 B with guidance, B without
     latent        (C, h, w)
     text          (T, D) of encoder_hidden_states
+    guidance      width of the embedding that tells the UNet the guidance scale; None: it is not told
     state         S tensors that the sampler remembers
     evaluations   E, for which the tables have room
     """
@@ -49,6 +50,7 @@ class LoopShape:
     rows: int
     latent: tuple[int, ...]
     text: tuple[int, ...]
+    guidance: int | None
     state: int
     evaluations: int
 
@@ -90,11 +92,12 @@ class DeviceDenoiser:
             rows=len(encoder_hidden_states),
             latent=latents.shape[1:],
             text=encoder_hidden_states.shape[1:],
+            guidance=guidance.width,
             state=plan.coefficients.shape[1],
             evaluations=max(SHORTEST_TABLE, 1 << (len(plan) - 1).bit_length()),
         )
         with self._loops.borrowed(shape) as loop:
-            yield from loop.run(plan, latents, encoder_hidden_states, guidance.scale, noise)
+            yield from loop.run(plan, latents, encoder_hidden_states, guidance, noise)
 
     def close(self) -> None:
         self._loops.close()
@@ -122,6 +125,8 @@ class DeviceLoop:
                 "encoder_hidden_states": tensor(unet, "encoder_hidden_states", shape.rows, *shape.text),
                 "out_sample": tensor(unet, "out_sample", *rows),
             }
+            if shape.guidance is not None:
+                self._network["timestep_cond"] = tensor(unet, "timestep_cond", shape.rows, shape.guidance)
             self._tables = {
                 "noise_table": tensor(step, "noise_table", 1, *images),
                 "draw_index": tensor(step, "draw_index", table),  # stays zero: the one row is refilled in time
@@ -155,11 +160,11 @@ class DeviceLoop:
         plan: SamplingPlan,
         latents: Array,
         encoder_hidden_states: Array,
-        guidance_scale: float,
+        guidance: Guidance,
         noise: NoiseSource,
     ) -> Generator[Step]:
         """Queue evaluation after evaluation; the device always has the next one when it finishes one."""
-        self._start(plan, latents, encoder_hidden_states, guidance_scale)
+        self._start(plan, latents, encoder_hidden_states, guidance)
         under_way: deque[Pending] = deque()
         for index in range(len(plan)):
             drawn = noise.draw(latents.shape[1:]) if plan.draws[index] else None
@@ -168,18 +173,20 @@ class DeviceLoop:
                 yield finished(plan, index - 1, under_way.popleft())
         yield finished(plan, len(plan) - 1, under_way.popleft())
 
-    def _start(self, plan: SamplingPlan, latents: Array, encoder_hidden_states: Array, guidance_scale: float) -> None:
+    def _start(self, plan: SamplingPlan, latents: Array, encoder_hidden_states: Array, guidance: Guidance) -> None:
         """Upload what the whole run needs."""
         sample, timesteps = self._network["sample"], plan.timesteps.astype(np.float32)
         sample.write(np.concatenate([latents] * (sample.shape[0] // len(latents))))
         self._network["timestep"].write(timesteps[:1])
         self._network["encoder_hidden_states"].write(encoder_hidden_states)
+        for name, told in guidance.inputs(len(encoder_hidden_states)).items():
+            self._network[name].write(told)
         self._states[0].write(plan.initial_state(latents).reshape(self._states[0].shape))
         self._indices[0].write(np.zeros(1, np.int32))
         for name, values in (("coefficients", plan.coefficients.astype(np.float32)), ("timesteps", timesteps)):
             self._tables[name].write(filled_up(values, self._tables[name].shape[0]))
         if "guidance_scale" in self._tables:
-            self._tables["guidance_scale"].write(np.array([guidance_scale], np.float32))
+            self._tables["guidance_scale"].write(np.array([guidance.scale], np.float32))
 
     def _queue(self, index: int, drawn: Array | None, images: int) -> Pending:
         """Queue an evaluation, its noise before it, and a copy of the latents (B, C, h, w) after it."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .denoise import Guidance
 from .errors import UsageError
 from .inputs import NO_INPUTS, Inputs
 from .metadata import Parameters
 from .noise import NoiseSource
+from .provenance import SAFETY_CHECKER
 from .request import Request
 from .result import Result, Step, Timings
 from .tensor import Array
@@ -67,7 +67,7 @@ class Generation:
     def _run(self) -> Generator[Step]:
         """The whole flow of the latents, batch by batch."""
         request, pipeline, plan = self.request, self._pipeline, self._plan
-        guidance = Guidance(request.guidance_scale, request.guidance_rescale)
+        guidance = pipeline.guidance(request)
         for images in self._batches:
             noise = NoiseSource([request.seeds[i] for i in images], request.rng)
             first = self._first(images, noise)  # (B, 4, h, w), the UNet's first input
@@ -110,21 +110,32 @@ class Generation:
             pass
         latents = self.latents()  # (B, 4, h, w)
         started = time.perf_counter()
-        decoded = self._pipeline.decode(latents) if decode else None
-        decode_seconds = time.perf_counter() - started
+        decoded = self._pipeline.decode(latents, fast=self.request.fast_decoder) if decode else None
+        decode_seconds, started = time.perf_counter() - started, time.perf_counter()
+        checker, withheld = self._pipeline.safety_checker, None
+        if decoded is not None and checker is not None:
+            withheld = checker(decoded.samples)
+            decoded = decoded.blacked_out(withheld) if any(withheld) else decoded
+        check_seconds = time.perf_counter() - started
         return Result(
             request=self.request,
             latents=latents,
             decoded=decoded,
             seeds=self.request.seeds[: len(latents)],
-            parameters=tuple(self._parameters(image) for image in range(len(latents))),
-            timings=Timings(self._encode_seconds, self._image_seconds, self._denoise_seconds, decode_seconds),
+            parameters=tuple(self._parameters(image, withheld) for image in range(len(latents))),
+            timings=Timings(
+                self._encode_seconds, self._image_seconds, self._denoise_seconds, decode_seconds, check_seconds
+            ),
             truncated=self._embeddings.truncated,
+            nsfw_content_detected=withheld,
         )
 
-    def _parameters(self, image: int) -> Parameters:
-        """What repeats a picture, and that it cannot be repeated where it was not finished."""
+    def _parameters(self, image: int, withheld: Sequence[bool] | None) -> Parameters:
+        """What repeats a picture, what the safety checker said, and that it was not finished where that is so."""
         parameters = self._pipeline.parameters(self.request, image, self.inputs)
+        if withheld is not None:
+            verdict = {SAFETY_CHECKER: "blacked out" if withheld[image] else "passed"}
+            parameters = replace(parameters, extra=parameters.extra | verdict)
         batch = next(number for number, images in enumerate(self._batches) if image in images)
         done = self._done - batch * len(self._plan)
         if done >= len(self._plan):

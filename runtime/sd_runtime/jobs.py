@@ -21,6 +21,7 @@ from .manifest import Defaults
 from .metadata import Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
 from .output import FileTakenError, check_destination, expand_pattern, write_file
 from .preview import strip
+from .provenance import SAFETY_CHECKER
 from .request import Request
 from .settings import Settings
 
@@ -166,7 +167,8 @@ def _is_done(pipeline: Pipeline, job: Job, index: int) -> bool:
         return False
     wanted = pipeline.parameters(job.request, index, pipeline.inputs(job.request, image=job.image))
     wanted = on_sheet(wanted, job.grid)
-    return replace(found, version=None, seed=found.seed if job.seeded else None) == replace(
+    asked = {key: value for key, value in found.extra.items() if key != SAFETY_CHECKER}
+    return replace(found, version=None, seed=found.seed if job.seeded else None, extra=asked) == replace(
         wanted, version=None, seed=wanted.seed if job.seeded else None
     )
 

@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 
 from .bundle import Bundle, find_bundle
-from .components import Components
+from .components import EAGER, Components
+from .denoise import Guidance
 from .errors import UsageError
 from .generation import Generation
 from .image import Picture, Resize, from_pictures
@@ -29,6 +30,7 @@ from .provenance import describe
 from .request import DEFAULT_STRENGTH, Request, make_request
 from .result import Result, Step
 from .safetensors import open_safetensors
+from .safety import PREPROCESSOR, ImageProcessor, SafetyChecker
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .tensor import Array
 from .vae import Decoded, Posterior, decode, encode
@@ -40,26 +42,44 @@ class Pipeline:
     """A bundle's engines, tokenizer and scheduler, ready to draw.  A context manager: leaving it frees the engines."""
 
     def __init__(
-        self, bundle: Bundle, components: Components, tokenizer: Tokenizer, scheduler_config: SchedulerConfig
+        self,
+        bundle: Bundle,
+        components: Components,
+        tokenizer: Tokenizer,
+        scheduler_config: SchedulerConfig,
+        safety_checker: SafetyChecker | None = None,
     ) -> None:
         """Use `Pipeline.load`; the parts are taken apart here for tests and embedders."""
         self.bundle, self.components, self.tokenizer = bundle, components, tokenizer
         self.scheduler_config = scheduler_config
+        self.safety_checker = safety_checker  # as in diffusers, None turns it off
         self.inversions: dict[str, Array] = {}  # the words of textual inversions, each with its vectors (k, D)
         preview = bundle.manifest.latent.preview
         self.preview_matrix = SD1_PREVIEW if preview is None else np.array(preview, np.float32)
 
     @classmethod
-    def load(cls, bundle: str | Path | None = None, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Pipeline:
+    def load(
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        safety_checker: bool = True,
+    ) -> Pipeline:
         """Open a bundle (a folder, or the name of an exported model; None: the only one there is), load its engines.
 
+        safety_checker: run the bundle's, if it has one: pictures that it withholds are black.
         BundleError: missing or damaged; DependencyError: no engine library; EngineError; UsageError: device."""
         opened = Bundle.open(find_bundle(None if bundle is None else str(bundle)))
         components = Components.open(opened, device)
-        components.preload()
+        checked = safety_checker and "safety_checker" in opened.manifest.components
+        components.preload((*EAGER, "safety_checker") if checked else EAGER)
         tokenizer = Tokenizer.from_bytes({name: opened.read(path) for name, path in opened.under("tokenizer").items()})
         scheduler_config = SchedulerConfig.from_bytes(opened.read("scheduler/scheduler_config.json"))
-        return cls(opened, components, tokenizer, scheduler_config)
+        checker = None
+        if checked:
+            processor = ImageProcessor.from_bytes(opened.read(PREPROCESSOR))
+            checker = SafetyChecker(components.engine("safety_checker"), processor)
+        return cls(opened, components, tokenizer, scheduler_config, checker)
 
     @property
     def manifest(self) -> Manifest:
@@ -85,6 +105,7 @@ class Pipeline:
         rng: Literal["cpu", "cuda"] = "cpu",
         prompt_weighting: bool = True,
         truncate: bool = False,
+        fast_decoder: bool = False,
         latents: Array | None = None,
         decode: bool = True,
         callback: Callable[[Step], object] | None = None,
@@ -117,6 +138,7 @@ class Pipeline:
             resize=resize,
             prompt_weighting=prompt_weighting,
             truncate=truncate,
+            fast_decoder=fast_decoder,
         )
         generation = self.start(request, image=image, latents=latents)
         for step in generation:
@@ -184,7 +206,7 @@ class Pipeline:
             self.components.engine("text_encoder", "embeds" if learnt else "plain"),
             self.tokenizer,
             request.prompts,
-            request.negative_prompts if request.guided else None,
+            request.negative_prompts if self.guidance(request).on else None,
             weighting=request.prompt_weighting,
             truncate=request.truncate,
             embeddings=learnt,
@@ -211,12 +233,14 @@ class Pipeline:
         """(B, 3, 8h, 8w) float32 samples in [-1, 1] → what the VAE encoder says of their latents."""
         return encode(self.components.engine("vae_encoder"), samples, self.manifest.latent.scaling_factor)
 
-    def decode_latents(self, latents: Array) -> Array:
-        """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]."""
-        return self.decode(latents).samples
+    def decode_latents(self, latents: Array, *, fast: bool = False) -> Array:
+        """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]; `fast`: by the TAESD."""
+        return self.decode(latents, fast=fast).samples
 
-    def decode(self, latents: Array) -> Decoded:
+    def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
         """The same, with the pixels of the pictures where the GPU has made them."""
+        if fast:
+            return decode(self.components.engine("taesd"), latents, 1.0)  # it takes latents as the UNet leaves them
         decoder, scaling_factor = self.components.device_decoder, self.manifest.latent.scaling_factor
         if decoder is not None:
             return decoder(latents, scaling_factor)
@@ -235,7 +259,17 @@ class Pipeline:
                 nearest = min(max(round(size / pixels), low), high) * pixels
                 accepted = f"multiples of {pixels} from {low * pixels} to {high * pixels}"
                 raise UsageError(name, got=size, accepted=accepted, remedy=f"nearest: {nearest}")
+        if request.fast_decoder and "taesd" not in self.manifest.components:
+            remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"
+            raise UsageError("fast_decoder", got=True, accepted="a bundle that has one", remedy=remedy)
         self.plan(request)
+
+    def guidance(self, request: Request) -> Guidance:
+        """How the request's pictures are guided: the UNet says whether it does that itself."""
+        widths = [spec.shape[1] for spec in self.components.engine("unet").inputs if spec.name == "timestep_cond"]
+        width = widths[0] if widths else None
+        assert width is None or isinstance(width, int)
+        return Guidance(request.guidance_scale, request.guidance_rescale, width)
 
     def plan(self, request: Request) -> SamplingPlan:
         """The request's sampler and steps as a table."""
@@ -251,7 +285,7 @@ class Pipeline:
 
         On the CPU one by one: more at once gain nothing there, and take memory in proportion."""
         rows = 1 if self.components.on_cpu else self._unet_ranges()[0][1]
-        size = max(rows // (2 if request.guided else 1), 1)
+        size = max(rows // (2 if self.guidance(request).on else 1), 1)
         return [range(i, min(i + size, request.num_images)) for i in range(0, request.num_images, size)]
 
     def close(self) -> None:

@@ -9,6 +9,8 @@ that ordinary pictures stay short to read:
     Latents hash          of the noise that was given instead of the seed's
     Emphasis: None        prompts were taken literally;  Truncate: 77    cut at that many tokens
     TI hashes             textual inversions that the prompts speak of: word: hash, word: hash
+    VAE                   where it is not the checkpoint's own;  VAE Decoder: TAESD    the fast one was used
+    Safety checker        passed, or blacked out
     Grid                  the picture is a sheet of ROWSxCOLS, the first of which has these settings
 """
 
@@ -34,10 +36,12 @@ from .tensor import Array
 
 PROGRAM = "sd-lean"
 OWN_SCHEDULER = "the model's"
+FAST_DECODER = "TAESD"  # as AUTOMATIC1111 says it
+SAFETY_CHECKER = "Safety checker"  # what it found; nothing is said where none was asked
 NO_EMPHASIS = "None"  # AUTOMATIC1111's value for prompts that are taken literally
 
 # What only this program's pictures tell, that no setting brings back: if it differs, so does the picture.
-WITNESSES = ("Init image hash", "Latents hash", "TI hashes", "Stopped after")
+WITNESSES = ("Init image hash", "Latents hash", "TI hashes", "VAE", SAFETY_CHECKER, "Stopped after")
 
 
 def describe(
@@ -62,6 +66,8 @@ def describe(
         "Latents hash": None if inputs.latents is None else digest(inputs.latents[image]),
         "Emphasis": None if request.prompt_weighting else NO_EMPHASIS,
         "Truncate": "77" if request.truncate else None,
+        "VAE": manifest.parts["vae"].id if "vae" in manifest.parts else None,
+        "VAE Decoder": FAST_DECODER if request.fast_decoder else None,
         "TI hashes": _hashes(prompts, inversions),
     }
     return Parameters(
@@ -124,6 +130,7 @@ def recall(parameters: Parameters) -> tuple[Settings, list[str]]:
         resize=_take(extra, "Resize mode", get_args(Resize)),
         prompt_weighting=_take(extra, "Emphasis", (NO_EMPHASIS,)) is None,
         truncate=_take(extra, "Truncate", ("77",)) is not None,
+        fast_decoder=_take(extra, "VAE Decoder", (FAST_DECODER,)) is not None,
         grid=extra.pop("Grid", None),
     ), [f"{key}: {value}" for key, value in extra.items() if key not in WITNESSES]
 

@@ -26,7 +26,8 @@ class Request:
     """What to draw.  Picture p·num_images_per_prompt + i has prompts[p], negative_prompts[p] and its own seed.
 
     num_inference_steps    1 … 1000
-    guidance_scale         0 … 100; at most 1 means no classifier-free guidance, hence one UNet row a picture, not two
+    guidance_scale         0 … 100; at most 1 means no classifier-free guidance, hence one UNet row a picture, not two;
+                           latent consistency models are told it instead, and know no negative prompt
     guidance_rescale       0 … 1, share of the variance correction of arXiv 2305.08891, section 3.4
     eta                    0 … 1, share of fresh noise in DDIM and TCD steps; None leaves the sampler's own
     height, width          pixels, multiples of 8; the bundle limits them further
@@ -36,6 +37,7 @@ class Request:
     resize                 how a picture is brought to height and width: "crop", "fit" or "stretch"
     prompt_weighting       read (word:1.3), [word] and BREAK as AUTOMATIC1111 does
     truncate               drop what exceeds 77 tokens, as diffusers does, rather than adding chunks
+    fast_decoder           draw with the bundle's tiny decoder (TAESD): quicker, less exact
     """
 
     prompts: tuple[str, ...]
@@ -54,6 +56,7 @@ class Request:
     resize: Resize = "crop"
     prompt_weighting: bool = True
     truncate: bool = False
+    fast_decoder: bool = False
 
     def __post_init__(self) -> None:
         _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_PICTURES)
@@ -83,11 +86,6 @@ class Request:
     def num_images(self) -> int:
         return len(self.prompts) * self.num_images_per_prompt
 
-    @property
-    def guided(self) -> bool:
-        """Whether classifier-free guidance is on; diffusers' rule."""
-        return self.guidance_scale > 1.0
-
     def prompt_of(self, image: int) -> str:
         return self.prompts[image // self.num_images_per_prompt]
 
@@ -114,6 +112,7 @@ def make_request(
     resize: Resize = "crop",
     prompt_weighting: bool = True,
     truncate: bool = False,
+    fast_decoder: bool = False,
 ) -> Request:
     """A Request from the arguments of a call; what is None comes from the bundle's `defaults`.  UsageError otherwise.
 
@@ -141,6 +140,7 @@ def make_request(
         resize=resize,
         prompt_weighting=prompt_weighting,
         truncate=truncate,
+        fast_decoder=fast_decoder,
     )
 
 

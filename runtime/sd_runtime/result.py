@@ -40,7 +40,8 @@ class Step:
 
     @property
     def previews(self) -> list[Image]:
-        """What the pictures look like by now, a pixel a latent cell: guessed from the latents, without the decoder."""
+        """What the pictures look like by now, a pixel a latent cell: guessed from the latents, without the decoder, and
+        not seen by a safety checker."""
         return preview(self.latents, self.preview_matrix)
 
 
@@ -52,10 +53,11 @@ class Timings:
     encode_image: float
     denoise: float
     decode: float
+    safety_checker: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.encode_prompt + self.encode_image + self.denoise + self.decode
+        return self.encode_prompt + self.encode_image + self.denoise + self.decode + self.safety_checker
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,9 @@ class Result:
     seeds       one a picture
     parameters  what each picture should say about itself, for `metadata.save_png`
     truncated   per prompt the words that `truncate` dropped, "" where none
+
+    nsfw_content_detected: whether the safety checker withheld each picture, which then is black (its latents are as
+    they were); None: none was asked, or there are only latents.
     """
 
     request: Request
@@ -76,6 +81,7 @@ class Result:
     parameters: tuple[Parameters, ...] = field(repr=False)
     timings: Timings
     truncated: tuple[str, ...] = ()
+    nsfw_content_detected: tuple[bool, ...] | None = None
 
     @property
     def samples(self) -> Array:

@@ -45,6 +45,7 @@ class Settings:
     resize: Resize | None = None
     prompt_weighting: bool | None = None
     truncate: bool | None = None
+    fast_decoder: bool | None = None
     image: str | None = None
     grid: str | None = None
 

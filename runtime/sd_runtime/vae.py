@@ -66,6 +66,16 @@ class Decoded:
             if not all_finite(sample):
                 raise NumericalError(f"VAE decoder output of picture {index + 1}", got="NaN or infinity", remedy=REMEDY)
 
+    def blacked_out(self, pictures: Sequence[bool]) -> Decoded:
+        """The same with those pictures black for which it is said."""
+        samples, black = self.samples.copy(), np.array(pictures)
+        samples[black] = -1
+        if self.pixels is None:
+            return Decoded(samples)
+        pixels = self.pixels.copy()
+        pixels[black] = 0
+        return Decoded(samples, pixels)
+
 
 def decode(vae_decoder: Engine, latents: Array, scaling_factor: float) -> Decoded:
     """(B, C, h, w) float32 latents → their pictures.  NumericalError: the decoder overflowed."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import LatentConsistencyModelPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from fakes import FakeUNet
-from sd_runtime.denoise import Guidance, denoise, guide
+from sd_runtime.denoise import Guidance, denoise, embed_guidance, guide
 from sd_runtime.errors import NumericalError
 from sd_runtime.noise import NoiseSource
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
@@ -98,3 +99,21 @@ def test_rescaled_guidance_is_diffusers() -> None:
     uncond, text = torch.from_numpy(output).chunk(2)
     theirs = rescale_noise_cfg(uncond + 7.5 * (text - uncond), text, guidance_rescale=0.7)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [256, 255, 32])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 8.5])
+def test_guidance_embedding_is_diffusers(scale: float, width: int) -> None:
+    """Within what one last digit of a frequency changes at angles of up to 7500 radians."""
+    told = torch.tensor([scale - 1])
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, told, embedding_dim=width)[0]
+    np.testing.assert_allclose(embed_guidance(scale, width), theirs.numpy(), rtol=0, atol=6e-4)
+
+
+def test_a_network_that_guides_itself_is_told_the_scale() -> None:
+    guidance = Guidance(8.5, width=32)
+    assert not guidance.on
+    (told,) = guidance.inputs(3).values()
+    assert told.shape == (3, 32) and told.dtype == np.float32
+    np.testing.assert_array_equal(told[2], embed_guidance(8.5, 32))
+    assert Guidance(8.5).on and not Guidance(8.5).inputs(3)
