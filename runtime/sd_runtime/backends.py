@@ -33,14 +33,18 @@ class TensorRTBackend:
             raise EngineError(f"no TensorRT engine fits: {reasons[0] if reasons else 'none was built for the UNet'}")
         return cls(bundle, library, gpu, fitting)
 
+    def records(self, component: str, form: str) -> list[EngineRecord]:
+        """The engines that do what a component's graph does, all built from one form of it."""
+        found = [r for r in self._records if r.component == component and form in (r.form, served_by(r.form))]
+        return [record for record in found if record.form == found[0].form]
+
     def engine(self, component: str, form: str) -> TensorRTEngine | None:
         """The engine for a component's graph; None if none was built, or none that fits."""
-        candidates = [r for r in self._records if r.component == component and form in (r.form, served_by(r.form))]
-        if not candidates:
+        records = self.records(component, form)
+        if not records:
             return None
-        same = [record for record in candidates if record.form == candidates[0].form]
-        graph = self._bundle.component(component).graph(same[0].form)
-        return TensorRTEngine(self._library, self._gpu, graph, same, self._bundle.read, rebuild(self._bundle))
+        graph = self._bundle.component(component).graph(records[0].form)
+        return TensorRTEngine(self._library, self._gpu, graph, records, self._bundle.read, rebuild(self._bundle))
 
     def close(self) -> None:
         """After all engines were closed."""

@@ -83,11 +83,12 @@ class Bundle:
         return {name[len(prefix) :]: name for name in names if "/" not in name[len(prefix) :]}
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small file, verified; what is returned is what was hashed."""
+        """The bytes of a file, verified on all cores; what is returned is what was hashed."""
         data = self.path(name).read_bytes()
-        chunks = range(0, max(len(data), 1), CHUNK)
-        digests = tuple(hashlib.sha256(data[start : start + CHUNK]).hexdigest() for start in chunks)
-        self._compare(name, digests)
+        view, starts = memoryview(data), range(0, max(len(data), 1), CHUNK)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = pool.map(lambda start: hashlib.sha256(view[start : start + CHUNK]).hexdigest(), starts)
+            self._compare(name, tuple(digests))
         return data
 
     def verify(self, names: Iterable[str]) -> None:

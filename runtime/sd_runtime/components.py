@@ -19,6 +19,7 @@ from .engines.onnxruntime import Device, OnnxRuntimeEngine, choose_device, impor
 from .engines.protocol import Engine
 from .errors import DependencyError, EngineError
 from .noise import NoiseSource
+from .notices import warn
 from .sampling import SamplingPlan
 from .tensor import Array
 
@@ -41,7 +42,7 @@ class Components:
         """`device`: auto, cpu or cuda, for what ONNX Runtime runs; `tensorrt` belongs to this object from now on."""
         self._bundle, self._wanted, self._tensorrt = bundle, device, tensorrt
         self._engines: dict[tuple[str, str], Engine] = {}
-        self._lock, self._closed = threading.Lock(), False
+        self._lock, self._setting_up, self._closed = threading.Lock(), threading.Lock(), False
 
     @classmethod
     def open(cls, bundle: Bundle, device: str) -> Components:
@@ -88,7 +89,10 @@ class Components:
             return known
         loaded = self._load(name, form)
         with self._lock:
-            return self._engines.setdefault((name, form), loaded)
+            kept = self._engines.setdefault((name, form), loaded)
+        if kept is not loaded:  # another thread was quicker
+            loaded.close()
+        return kept
 
     def _load(self, name: str, form: str) -> Engine:
         built = self._tensorrt.engine(name, form) if self._tensorrt is not None else None
@@ -110,9 +114,9 @@ class Components:
 
     def denoiser(self, guidance: Guidance) -> Denoiser:
         """The denoising loop: on the GPU if all that it takes is there and guidance is linear, else the host's."""
-        if self._device_denoiser is not None and not guidance.rescale:
-            return self._device_denoiser
-        return partial(denoise, self.engine("unet"))
+        with self._setting_up:
+            on_device = self._device_denoiser
+        return partial(denoise, self.engine("unet")) if on_device is None or guidance.rescale else on_device
 
     @cached_property
     def _device_denoiser(self) -> DeviceDenoiser | None:
@@ -124,9 +128,14 @@ class Components:
         unet, plain, guided = engines
         return DeviceDenoiser(unet, {"plain": plain, "guided": guided})
 
-    @cached_property
+    @property
     def device_decoder(self) -> DeviceDecoder | None:
         """The VAE decoder together with the conversion to pixels, if both run on the GPU."""
+        with self._setting_up:
+            return self._device_decoder
+
+    @cached_property
+    def _device_decoder(self) -> DeviceDecoder | None:
         engines = self._on_one_gpu(DECODER)
         if engines is None:
             return None
@@ -136,19 +145,20 @@ class Components:
         return DeviceDecoder(decoder, pixels, self._bundle.manifest.latent.pixels)
 
     def _on_one_gpu(self, wanted: Iterable[tuple[str, str]]) -> list[DeviceEngine] | None:
-        """These engines, if the bundle has them all and one GPU library runs them all."""
+        """These engines, if the bundle has them all and one library runs them all on the GPU."""
         components = self._bundle.manifest.components
         if any(name not in components or form not in components[name].graphs for name, form in wanted):
             return None
-        if self.on_cpu:
+        if self._tensorrt is None and self.onnxruntime_device == "cpu":
             return None  # there the host is the device
+        if self._tensorrt is not None and not all(self._tensorrt.records(name, form) for name, form in wanted):
+            return None
         engines = [self.engine(name, form) for name, form in wanted]
-        found = [engine for engine in engines if isinstance(engine, DeviceEngine)]
-        return found if len(found) == len(engines) and len({engine.device for engine in found}) == 1 else None
+        return [engine for engine in engines if isinstance(engine, DeviceEngine)]
 
     def close(self) -> None:
         """Release the engines, what runs them in loops first."""
-        for name in ("_device_denoiser", "device_decoder"):
+        for name in ("_device_denoiser", "_device_decoder"):
             if self.__dict__.get(name) is not None:
                 self.__dict__[name].close()
         with self._lock:
@@ -158,10 +168,3 @@ class Components:
             self._engines.clear()
         if self._tensorrt is not None:
             self._tensorrt.close()
-
-
-def warn(message: str) -> None:
-    """Say something that a user should know, on stderr unless the program set up logging otherwise."""
-    import logging
-
-    logging.getLogger("sd_runtime").warning(message)

@@ -197,6 +197,7 @@ class Stream:
         self._gpu = gpu
         self._queued: list[tuple[str, Callable[[], None]]] = []
         self.done, self.capturing, self.closed = 0, False, False
+        self._working = threading.RLock()
         self._captured: list[tuple[str, Callable[[], None]]] = []
         self.handle = 0x5000 + len(gpu.streams)
         gpu.streams[self.handle] = self
@@ -208,16 +209,18 @@ class Stream:
 
     @property
     def position(self) -> int:
-        return self.done + len(self._queued)
+        with self._working:
+            return self.done + len(self._queued)
 
     def finish(self, position: int) -> None:
         """Do what is queued up to `position`."""
-        if position > self.done:
-            self._gpu.waits += 1
-        while self.done < position:
-            what, work = self._queued.pop(0)
-            self.done += 1
-            self._gpu.do(what, work)
+        with self._working:
+            if position > self.done:
+                self._gpu.waits += 1
+            while self.done < position:
+                what, work = self._queued.pop(0)
+                self.done += 1
+                self._gpu.do(what, work)
 
     def sync(self) -> None:
         assert not self.capturing, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: waiting for a stream that is captured"

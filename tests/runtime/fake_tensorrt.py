@@ -82,6 +82,7 @@ class FakeTensorRT:
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()  # those alive
         self.contexts_made = 0
         self.damaged = False  # deserialisation returns None whatever it is given
+        self.capturable = True  # engines with loops or conditions are not
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
         module = ModuleType("tensorrt")
@@ -238,7 +239,7 @@ class Context:
         if self.memory is None:
             engine.runtime.error("Error Code 2: no memory for activations was set")
             return False
-        if stream.capturing and self.warm != self.told:
+        if stream.capturing and (self.warm != self.told or not engine.library.capturable):
             engine.runtime.error("operation not permitted when stream is capturing")
             return False
         self.warm = self.told

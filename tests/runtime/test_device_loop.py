@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from sd_runtime.denoise import Guidance, Step, denoise
 from sd_runtime.device_loop import IDLE_LOOPS, DeviceDenoiser
 from sd_runtime.engines.device import DeviceEngine
+from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sd_runtime.errors import EngineError, NumericalError, OutOfMemoryError
 from sd_runtime.noise import NoiseSource
+from sd_runtime.pipeline import Pipeline
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, describe, make_plan, resolve
 from tensorrt_rig import Rig, exact_range, onnxruntime_steps, onnxruntime_unet, rig, unet_shapes, version
 from tiny_graphs import TOKENS, WIDTH
@@ -113,6 +116,26 @@ def test_nan_is_told_with_its_step_and_does_not_stay(bound: DeviceDenoiser) -> N
     assert_same(list(bound(**arguments(plan))), on_host(**arguments(plan)))
 
 
+def test_the_whole_pipeline_over_io_binding(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ONNX Runtime's CUDA provider does on a GPU, done by its CPU provider: loop, decoder and pixels."""
+    request: dict[str, Any] = {"prompt": "a small blue circle", "seed": 3, "num_inference_steps": 5}
+
+    def on_cpu(*given: Any, **more: Any) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(*given, **(more | {"device": "cpu"}))
+
+    with Pipeline.load(demo_bundle, device="cpu") as pipeline:
+        expected = pipeline(**request, num_images_per_prompt=2)
+    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", on_cpu)
+    monkeypatch.setattr("sd_runtime.components.choose_device", lambda wanted: "cuda")
+    with Pipeline.load(demo_bundle, device="cuda") as pipeline:
+        assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
+        result = pipeline(**request, num_images_per_prompt=2)
+    assert result.decoded is not None and result.decoded.pixels is not None
+    assert np.abs(result.latents - expected.latents).max() < 1e-3
+    for picture, other in zip(result.images, expected.images, strict=True):
+        assert np.abs(np.asarray(picture, int) - np.asarray(other, int)).max() <= 1
+
+
 # ---- on a GPU --------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +167,17 @@ def test_an_evaluation_is_one_graph_launch_and_one_copy(rig: Rig, denoiser: Devi
     evaluation = ["graph", "enqueue out_sample", "enqueue next_state,next_sample,next_timestep,next_index", "copy"]
     uploads = ["copy"] * 8  # sample, timestep, text, state, index, coefficients, timesteps, guidance scale
     assert [entry for entry in rig.fake_gpu.log if entry != "free"] == uploads + evaluation * len(plan)
+
+
+@newest
+def test_engines_that_cannot_be_captured_are_launched_one_by_one(
+    rig: Rig, denoiser: DeviceDenoiser, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.fake.capturable = False
+    plan = plan_of("euler_a", 5)
+    assert_same(list(denoiser(**arguments(plan))), on_host(**arguments(plan)))
+    assert "graph" not in rig.fake_gpu.log
+    assert "not permitted when stream is capturing; the GPU is fed step by step" in caplog.records[0].getMessage()
 
 
 @newest
@@ -264,6 +298,23 @@ def test_an_engine_that_fails_midway_leaves_nothing_behind(rig: Rig, denoiser: D
         got.extend(denoiser(**arguments(plan)))
     rig.fake_gpu.fail = lambda what: None
     assert_same(list(denoiser(**arguments(plan))), on_host(**arguments(plan)))
+
+
+def test_graphs_keep_the_arena_that_they_were_recorded_with(rig: Rig) -> None:
+    denoiser, plan = DeviceDenoiser(rig.unet(), rig.steps()), plan_of("euler", 4)
+    list(denoiser(**arguments(plan)))
+    first = rig.gpu.arena.block(0)
+    large = rig.unet(activations=1 << 20)
+    random = np.random.default_rng(0)
+    large.run({name: random.standard_normal(shape, np.float32) for name, shape in unet_shapes(8, 16, 16).items()})
+    assert rig.gpu.arena.block(0) is not first
+    for images in (1, 2):  # the recorded shape, and one recorded in the new arena
+        assert_same(list(denoiser(**arguments(plan, images=images))), on_host(**arguments(plan, images=images)))
+    rig.gpu.stream.sync()
+    before = rig.fake_gpu.memory.used
+    denoiser.close()
+    rig.gpu.stream.sync()
+    assert rig.fake_gpu.memory.used < before
 
 
 def test_closing_everything_gives_everything_back(rig: Rig) -> None:

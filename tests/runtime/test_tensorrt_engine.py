@@ -112,11 +112,9 @@ def test_exact_engines_are_preferred_and_loaded_when_needed(rig: Rig) -> None:
 
 
 @newest
-def test_the_smallest_of_exact_engines_is_loaded_first(rig: Rig) -> None:
-    path, graph = rig.save("unet", __import__("tiny_graphs").unet_graph()), unet_signature()
-    records = [rig.record("unet", "plain", path, exact_range(unet_shapes(n)), 1000 * n) for n in (8, 2, 4)]
-    rig.engine(graph, *records)
-    assert [e.profile["sample"][0][0] for e in rig.fake.engines] == [2]
+def test_of_exact_engines_the_first_listed_is_loaded_first(rig: Rig) -> None:
+    rig.unet(whole_range(unet_signature().inputs), *(exact_range(unet_shapes(rows)) for rows in (4, 2, 8)))
+    assert [e.profile["sample"][0][0] for e in rig.fake.engines] == [4]
 
 
 @newest

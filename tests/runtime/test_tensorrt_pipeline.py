@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -136,6 +137,13 @@ def test_without_an_engine_for_the_step_the_host_leads(machine: FakeGpu, demo_bu
         assert not isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
         assert_same_pictures(pipeline(**REQUEST), on_cpu(demo_bundle))
     assert machine.log.count("enqueue out_sample") == 6
+
+
+def test_fault_26_two_threads_get_what_one_gets(machine: FakeGpu, bundle: Path, demo_bundle: Path) -> None:
+    with Pipeline.load(bundle) as pipeline, ThreadPoolExecutor(2) as pool:
+        results = pool.map(lambda seed: pipeline(**REQUEST | {"seed": seed}), range(4))
+        for seed, result in enumerate(results):
+            assert_same_pictures(result, on_cpu(demo_bundle, seed=seed))
 
 
 def test_stopping_early_gives_the_picture_as_far_as_it_came(machine: FakeGpu, bundle: Path) -> None:

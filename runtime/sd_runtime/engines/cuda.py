@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DependencyError, EngineError, OutOfMemoryError, SDError, one_line
+from ..notices import warn
 from ..tensor import Array
 from .device import InTurn, Launch
 
@@ -124,13 +125,25 @@ class Gpu:
     def record(self, launches: Sequence[Launch]) -> Launch:
         """`launches` as one CUDA graph, which takes the host one call however much work it holds.
 
-        They are run once before: what a library sets up on its first run must not be recorded."""
-        with self.turn("recording a CUDA graph"):
-            for launch in launches:
-                launch()
+        They are run once before: what a library sets up on its first run must not be recorded.  What cannot be recorded
+        at all is launched bit by bit, with a warning."""
+        work = InTurn(launches)
+        with self.turn("running for the first time"):
+            work()
             self.stream.sync()
-            work = InTurn(launches)
-            return CudaGraph(self, work) if work.recordable else work
+            return self._recorded(work) if work.recordable else work
+
+    def _recorded(self, work: Launch) -> Launch:
+        try:
+            with self.turn("recording a CUDA graph"):
+                return CudaGraph(self, work)
+        except OutOfMemoryError:
+            raise
+        except EngineError as error:
+            if self._unusable:
+                raise
+            warn(f"{error}; the GPU is fed step by step instead, which is slower")
+            return work
 
     @contextmanager
     def closing(self) -> Iterator[None]:

@@ -20,8 +20,8 @@ IDLE_CALLS = 4  # sets of shapes whose tensors `run` keeps for the next time
 class TensorRTEngine:
     """See `Engine` and `DeviceEngine`.
 
-    An engine for exact shapes is preferred to one for a range of them.  The first is put on the GPU at once, the others
-    when a request first has their shapes.
+    An engine for exact shapes is preferred to one for a range of them, and one listed earlier to one listed later.  The
+    first is put on the GPU at once, the others when a request first has their shapes.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class TensorRTEngine:
         """`records`: one or more, all of `graph`; `read`: path in the bundle → verified bytes; `rebuild`: a command."""
         self._library, self._gpu, self._graph = library, gpu, graph
         self._read, self._rebuild = read, rebuild
-        self._records = sorted(records, key=lambda record: (breadth(record), record.activation_memory))
+        self._records = sorted(records, key=breadth)
         self._inputs = tuple(narrowed(spec, self._records) for spec in graph.inputs)
         self._check = FeedCheck(self._inputs)
         self._plans: dict[str, Plan] = {}
@@ -57,12 +57,14 @@ class TensorRTEngine:
 
     def _plan(self, record: EngineRecord) -> Plan:
         """The engine of a record, loaded if it was not."""
-        with self._gpu.turn(f"loading {record.path}"):
-            if record.path not in self._plans:
-                plan = self._library.load(record.path, self._read(record.path), self._gpu)
-                self._check_signature(plan)
-                self._plans[record.path] = plan
-            return self._plans[record.path]
+        if record.path not in self._plans:
+            data = self._read(record.path)  # before it is this engine's turn, so that others load meanwhile
+            with self._gpu.turn(f"loading {record.path}"):
+                if record.path not in self._plans:
+                    plan = self._library.load(record.path, data, self._gpu)
+                    self._check_signature(plan)
+                    self._plans[record.path] = plan
+        return self._plans[record.path]
 
     def _check_signature(self, plan: Plan) -> None:
         for kind, specs, names in (
