@@ -133,10 +133,11 @@ def _draw(args: argparse.Namespace) -> None:
     with Pipeline.load(bundle.root, device=args.device, safety_checker=args.safety_checker) as pipeline:
         for word in args.embedding:
             _load_embedding(pipeline, word)
+        left: list[list[int] | None] = []
         for job in jobs:
             with error_at(job.where):
                 pipeline.check(job.request)
-        left = [None if args.prompts_file is None else missing(pipeline, job, saving) for job in jobs]
+                left.append(None if args.prompts_file is None else missing(pipeline, job, saving))
         loaded = time.perf_counter() - started
         for job, indices in zip(jobs, left, strict=True):
             with error_at(job.where):
@@ -189,6 +190,8 @@ def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults,
         jobs = make_jobs(lines, defaults, pattern)
         check_resumable(jobs, pattern)
     paths = [path for job in jobs for path in job.paths or ()]
+    if args.output is None and args.prompts_file is None:
+        check_destination(Path("picture.png"), overwrite=True)  # any name: whether the folder takes files
     for path in paths if args.prompts_file is None else []:
         check_free(path, saving)
     if args.preview is not None:

@@ -7,6 +7,7 @@ made.  So what is there and says what it should say is done, and no journal is n
 
 from __future__ import annotations
 
+import os
 import string
 import sys
 from collections.abc import Iterator, Sequence
@@ -129,10 +130,9 @@ def error_at(where: str) -> Iterator[None]:
 
 def missing(pipeline: Pipeline, job: Job, saving: Saving) -> list[int]:
     """Which of a job's files are yet to be drawn.  UsageError: something else has a file's name."""
-    assert job.paths is not None
     left = []
-    for index, path in enumerate(job.paths):
-        if not path.exists():
+    for index, path in enumerate(job.paths or ()):
+        if not os.path.lexists(path):
             check_free(path, saving)
             left.append(index)
         elif _is_done(pipeline, job, index):
@@ -201,11 +201,13 @@ def draw(
 
 def _parts(pipeline: Pipeline, job: Job, indices: Sequence[int] | None) -> Iterator[tuple[Request, Sequence[int]]]:
     """The request in batches, so that what is done is saved early; a sheet needs all its pictures at once."""
-    if job.grid is not None:
-        yield job.request, [0]
-        return
     request = job.request
-    wanted = range(request.num_images) if indices is None else indices
+    wanted = range(1 if job.grid else request.num_images) if indices is None else indices
+    if not wanted:
+        return
+    if job.grid is not None:
+        yield request, wanted
+        return
     seeds = tuple(request.seeds[i] for i in wanted)
     for batch in pipeline.batches(replace(request, num_images_per_prompt=len(wanted), seeds=seeds)):
         part = replace(request, num_images_per_prompt=len(batch), seeds=seeds[batch.start : batch.stop])

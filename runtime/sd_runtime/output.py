@@ -101,9 +101,11 @@ def free_names(folder: Path, stem: str = "picture") -> Iterator[Path]:
 
 
 def check_destination(path: Path, *, overwrite: bool = False) -> None:
-    """Raise what `write_file` would raise for a name that is taken or a folder that is missing, before the work."""
+    """Raise, before the work, what `write_file` would: a name that is taken, a folder that is missing or read-only."""
     with _errors_about(path):
         path.parent.stat()
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         with suppress(FileNotFoundError):
             if stat.S_ISDIR(path.lstat().st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

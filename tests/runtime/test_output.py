@@ -109,6 +109,12 @@ def test_an_existing_file_is_replaced_only_when_told(tmp_path):
     assert names_in(tmp_path) == ["a.png"]
 
 
+def test_a_folder_that_takes_no_files_is_found_out_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SDError, match=r"cannot write .*a\.png': Permission denied; choose a folder that you may write to"):
+        check_destination(tmp_path / "a.png")
+
+
 def test_a_dangling_link_counts_as_taken(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileTakenError):
