@@ -120,12 +120,14 @@ class _Planner:
     def __init__(self, manifest: Manifest, form: str, precision: EnginePrecision) -> None:
         self._manifest, self._form, self._precision = manifest, form, precision
         self._pixels = manifest.latent.pixels
+        self._positions = tokens_in_a_chunk(manifest)
 
     def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
         """An engine for each size (width, height, batch), guidance on: two rows of the UNet a picture."""
         rows = 2 if component == "unet" else 1
         for width, height, batch in wanted:
             axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
+            axes["sequence_length"] = (self._positions,) * 3
             yield from self._job(component, axes, f"{width}x{height} batch {batch}")
 
     def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
@@ -136,8 +138,7 @@ class _Planner:
         low, high = min(low, *sides), max(high, *sides)
         rows, most = (2 if component == "unet" else 1), max(job[2] for job in wanted)
         axes = self._picture((1, rows * batch, rows * most), (low, width, high), (low, height, high))
-        positions = 77
-        axes["sequence_length"] = (positions, positions, FALLBACK_CHUNKS * positions)
+        axes["sequence_length"] = (self._positions, self._positions, FALLBACK_CHUNKS * self._positions)
         yield from self._job(component, axes, "dynamic")
 
     def rest(self, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
@@ -192,6 +193,12 @@ def ranged(spec: TensorSpec, axes: Mapping[str, Range]) -> ShapeRange:
 def fixed(spec: TensorSpec) -> tuple[int, ...]:
     """The shape of an input without the axes that vary: its own shape if none does."""
     return tuple(axis for axis in spec.shape if isinstance(axis, int))
+
+
+def tokens_in_a_chunk(manifest: Manifest) -> int:
+    """77: the length of the text encoder's input."""
+    encoder = manifest.components.get("text_encoder")
+    return fixed(encoder.graph().inputs[0])[0] if encoder is not None else 77
 
 
 def parse_size(text: str) -> tuple[int, int]:
