@@ -17,7 +17,7 @@ from .denoise import Guidance, Step, denoise
 from .engines.device import DeviceEngine
 from .engines.onnxruntime import Device, OnnxRuntimeEngine, choose_device, import_onnxruntime
 from .engines.protocol import Engine
-from .errors import DependencyError, EngineError
+from .errors import DependencyError, EngineError, OutOfMemoryError
 from .noise import NoiseSource
 from .notices import warn
 from .sampling import SamplingPlan
@@ -99,6 +99,19 @@ class Components:
         return built if built is not None else self._load_graph(name, form)
 
     def _load_graph(self, name: str, form: str) -> OnnxRuntimeEngine:
+        """A session; for the plain graph, of the form that is written for the device, where there is one."""
+        tuned = self.onnxruntime_device
+        if form != "plain" or tuned not in self._bundle.component(name).graphs:
+            return self._session(name, form)
+        try:
+            return self._session(name, tuned)
+        except OutOfMemoryError:
+            raise
+        except EngineError as error:
+            warn(f"{error}; the plain graph of {name} is used instead, which is slower")
+            return self._session(name, form)
+
+    def _session(self, name: str, form: str) -> OnnxRuntimeEngine:
         component = self._bundle.component(name)
         graph = component.graph(form)
         weights = [] if component.weights is None else [component.weights]

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import DependencyError, EngineError, one_line
 from ..manifest import Target
-from .cuda import ArenaBlock, Gpu, GpuTensor, failure
+from .cuda import Gpu, failure
+from .cuda_memory import ArenaBlock, GpuTensor
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from ..errors import EngineError
 from ..manifest import EngineRecord, Graph
 from ..tensor import Array, Dim, FeedCheck, TensorSpec
-from .cuda import Gpu, GpuTensor
+from .cuda import Gpu
+from .cuda_memory import GpuTensor
 from .device import Device, DeviceTensor
 from .protocol import Feed, Placed
 from .tensorrt import Plan, Shapes, TensorRT
