@@ -193,6 +193,12 @@ def test_negative_prompt_is_named(model: Any, tokenizer: Tokenizer) -> None:
         encode_prompts(TorchTextEncoder(model), tokenizer, ["a"], ["\udc00"])
 
 
+@pytest.mark.parametrize(("size", "got"), [(100_001, "100001 characters"), (100_000, "20000 tokens in 267 chunks")])
+def test_prompt_too_long(model: Any, tokenizer: Tokenizer, size: int, got: str) -> None:
+    with pytest.raises(UsageError, match=rf"^prompt: got {got}, accepted at most "):
+        encode_prompts(TorchTextEncoder(model), tokenizer, ["bird " * (size // 5) + "x" * (size % 5)])
+
+
 def test_exported_text_encoder(demo_bundle: Path) -> None:
     """The same from a bundle's graph: encode_prompts is handed what the exporter made."""
     from diffusers import StableDiffusionPipeline

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engines.protocol import Engine
-from ..errors import NumericalError
+from ..errors import NumericalError, UsageError
 from ..tensor import Array, Dim, all_finite
 from .chunks import NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
 from .textual_inversion import TokenEmbeddings
 from .tokenizer import Tokenizer, check_text
 from .weights import parse_weights
+
+MAX_CHARACTERS = 100_000  # far beyond what MAX_CHUNKS admits; bounds the time that a refusal takes
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def encode_prompts(
     for name, texts in (("prompt", prompts), ("negative_prompt", negative_prompts or ())):
         for text in texts:
             check_text(text, name)
+            if len(text) > MAX_CHARACTERS:
+                raise UsageError(name, got=f"{len(text)} characters", accepted=f"at most {MAX_CHARACTERS}")
 
     words = tokenizer if embeddings is None else embeddings.extend(tokenizer)
     vectors = NO_VECTORS if embeddings is None else embeddings.vectors

@@ -89,21 +89,21 @@ def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> l
     n joins, 3n look-ups in `ranks` and O(n log n) time, however hostile the word.  Relies on what training guarantees:
     one merge makes a token, and it ranks before those that use the token.
     """
-    places: defaultdict[int, list[int]] = defaultdict(list)  # rank of a pair → where it starts, or once started
-    for place, rank in enumerate(map(ranks.get, map(" ".join, pairwise(word)))):
-        if rank is not None:
-            places[rank].append(place)
+    pairs: defaultdict[str, list[int]] = defaultdict(list)  # each pair → where it starts
+    for place, pair in enumerate(map(" ".join, pairwise(word))):
+        pairs[pair].append(place)
+    places = {ranks[pair]: starts for pair, starts in pairs.items() if pair in ranks}
+    queue = list(places)
+    heapify(queue)
     # A symbol has as many characters as bytes, so its right neighbour starts that many places on.
     at = [*word, *[""] * len(END_OF_WORD), ""]  # the symbol that starts at each place; "" inside one and past the end
     left = list(range(-1, len(at) - 1))  # where the symbol starts that ends before each place; at[-1] is "", too
-    queue = list(places)
-    heapify(queue)
 
-    def note(start: int, rank: int | None) -> None:
-        if rank is not None:
-            if rank not in places:
-                heappush(queue, rank)
-            places[rank].append(start)
+    def note(rank: int, start: int) -> None:
+        if rank not in places:
+            places[rank] = []
+            heappush(queue, rank)
+        places[rank].append(start)
 
     while queue:
         rank = heappop(queue)
@@ -115,9 +115,11 @@ def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> l
                 at[place], at[place + middle], left[place + end] = joined, "", place
                 joins.append(place)
         for place in joins:
-            note(place, ranks.get(f"{joined} {at[place + end]}"))
-            if at[left[place]] != joined:  # else noted as that one's right neighbour
-                note(left[place], ranks.get(f"{at[left[place]]} {joined}"))
+            if (new := ranks.get(f"{joined} {at[place + end]}")) is not None:
+                note(new, place)
+            before = left[place]
+            if at[before] != joined and (new := ranks.get(f"{at[before]} {joined}")) is not None:
+                note(new, before)  # two of `joined` side by side are noted from the left one
     return [symbol for symbol in at if symbol]
 
 
