@@ -70,12 +70,12 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_output_of_an_export(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "bundle"
-    flags = ["--model", str(tiny_folder), "--output", str(target), "--components", "vae_encoder"]
+    flags = ["--model", str(tiny_folder), "--output", str(target), "--components", "text_encoder"]
     assert main(flags) == 0
     out, err = capsys.readouterr()
     assert out == f"{target}\n"
     stages_shown = [line.split("  ")[0] for line in err.splitlines()]
-    assert stages_shown[:5] == ["checkpoint", *(f"vae_encoder: {w}" for w in ("load", "trace", "write", "check"))]
+    assert stages_shown[:5] == ["checkpoint", *(f"text_encoder: {w}" for w in ("load", "trace", "write", "check"))]
     assert all(line.endswith((" s", "B")) for line in err.splitlines())
     assert main([*flags, "--quiet"]) == 0
     assert capsys.readouterr() == (f"{target}\n", f"{target} is up to date\n")

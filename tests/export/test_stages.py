@@ -22,7 +22,7 @@ from sd_runtime.bundle import Bundle
 from sd_runtime.errors import DependencyError, ExportError, UsageError
 from sd_runtime.manifest import MANIFEST, Defaults, record_file
 
-SMALLEST = ("vae_encoder",)
+SMALLEST = ("text_encoder",)
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +99,13 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_bundle: Path, tiny_copy: 
 def test_half_precision(tiny_folder: Path, small_bundle: Path, tmp_path: Path) -> None:
     half = export(ExportRequest(str(tiny_folder), output=tmp_path / "half", precision="fp16", components=SMALLEST))
     assert Bundle.open(half).manifest.precision == "fp16"
-    weights = "vae_encoder/model.safetensors"
+    weights = "text_encoder/model.safetensors"
     assert (half / weights).stat().st_size < 0.75 * (small_bundle / weights).stat().st_size
 
 
 def test_components(small_bundle: Path) -> None:
     manifest = Bundle.open(small_bundle).manifest
-    assert set(manifest.components) == {"vae_encoder"}
+    assert set(manifest.components) == {"text_encoder"}
     assert not (small_bundle / "unet").exists()
 
 
@@ -128,7 +128,7 @@ def test_force_exports_again(tiny_folder: Path, small_copy: Path) -> None:
 @pytest.mark.parametrize("difference", ["precision", "components", "damage"])
 def test_another_bundle_is_not_replaced_unasked(tiny_folder: Path, small_copy: Path, difference: str) -> None:
     if difference == "damage":
-        (small_copy / "vae_encoder" / "model.onnx").write_bytes(b"")
+        (small_copy / "text_encoder" / "model.onnx").write_bytes(b"")
     request = ExportRequest(
         str(tiny_folder),
         output=small_copy,
@@ -175,10 +175,10 @@ def test_what_the_checkpoint_s_configs_say(tiny_copy: Path, tmp_path: Path) -> N
     """Recommended settings are taken over, paths of another machine are not."""
     settings = {"num_inference_steps": 25, "guidance_scale": 4, "height": 256, "width": 128}
     change(tiny_copy / "model_index.json", _defaults=settings)
-    change(tiny_copy / "vae" / "config.json", _name_or_path="/home/someone/vae")
+    change(tiny_copy / "text_encoder" / "config.json", _name_or_path="/home/someone/clip")
     bundle = export(ExportRequest(str(tiny_copy), output=tmp_path / "bundle", components=SMALLEST))
     assert Bundle.open(bundle).manifest.defaults == Defaults(25, 4.0, 256, 128)
-    assert "someone" not in (bundle / "vae_encoder" / "config.json").read_text()
+    assert "someone" not in (bundle / "text_encoder" / "config.json").read_text()
 
 
 def change(config: Path, **fields: object) -> None:
