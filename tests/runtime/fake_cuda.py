@@ -98,6 +98,8 @@ class FakeGpu:
         core, graph, system = (ModuleType(f"cuda.core{name}") for name in ("", ".graph", ".system"))
         core.Device = lambda ordinal=None: Device(self, ordinal)  # type: ignore[attr-defined]
         core.EventOptions = lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
+        core.DeviceMemoryResourceOptions = SimpleNamespace  # type: ignore[attr-defined]
+        core.DeviceMemoryResource = lambda device, options: DeviceMemory(self)  # type: ignore[attr-defined]
         core.LegacyPinnedMemoryResource = lambda: PinnedMemory(self)  # type: ignore[attr-defined]
         core.Buffer = SimpleNamespace(from_handle=self._view)  # type: ignore[attr-defined]
         system.get_user_mode_driver_version = lambda: self.cuda  # type: ignore[attr-defined]
@@ -137,12 +139,23 @@ class Device:
         self._gpu.check_current()
         return Event(self._gpu)
 
+
+class DeviceMemory:
+    """A pool on the GPU."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu, self._closed = gpu, False
+
     def allocate(self, size: int, *, stream: Stream) -> Buffer:
         self._gpu.check_current()
+        assert not self._closed
         assert not stream.capturing, "an allocation while a graph is captured"
         if self._gpu.memory.used + size > self._gpu.memory.capacity:
             stream.sync()  # allocations are in the stream's order: what is freed before is there to be used
         return Buffer(self._gpu, self._gpu.memory.allocate(size, "device"), size, "device")
+
+    def close(self) -> None:
+        self._closed = True
 
 
 class PinnedMemory:

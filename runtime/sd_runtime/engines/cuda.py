@@ -50,7 +50,13 @@ class Gpu:
     def __init__(self) -> None:
         """DependencyError: cuda.core is not installed; EngineError: there is no GPU or no driver."""
         try:
-            from cuda.core import Device, EventOptions, LegacyPinnedMemoryResource
+            from cuda.core import (
+                Device,
+                DeviceMemoryResource,
+                DeviceMemoryResourceOptions,
+                EventOptions,
+                LegacyPinnedMemoryResource,
+            )
         except ImportError as error:
             raise DependencyError(
                 "cuda.core is not installed", accepted="1.0 or newer", remedy='pip install "sd-lean[tensorrt]"'
@@ -61,6 +67,8 @@ class Gpu:
             self._device = Device(0)
             self._device.set_current()
             self.stream: Stream = self._device.create_stream()
+            # A pool of its own: the device's would keep what is freed from other programs until the process ends.
+            self._memory = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
         except Exception as error:  # no driver, no GPU, too old a driver: no common base
             raise EngineError(f"no usable NVIDIA GPU: {one_line(str(error), 300)}") from error
         self._pinned = LegacyPinnedMemoryResource()
@@ -104,7 +112,7 @@ class Gpu:
             raise failure(what, text) from error
 
     def allocate(self, size: int) -> Buffer:
-        return self._device.allocate(size, stream=self.stream)
+        return self._memory.allocate(size, stream=self.stream)
 
     def allocate_pinned(self, size: int) -> Buffer:
         """Host memory that the GPU reads and writes by itself."""
@@ -149,12 +157,11 @@ class Gpu:
             yield
 
     def close(self) -> None:
-        """Finish all work and give back the arena and the stream.  Tensors and graphs are closed by their owners."""
+        """Finish all work, give back the memory and the stream.  Tensors and graphs were closed by their owners."""
         self.arena.close()
-        with self.closing():
-            self.stream.sync()
-        with self.closing():
-            self.stream.close()
+        for give_back in (self.stream.sync, self._memory.close, self.stream.close):
+            with self.closing():
+                give_back()
 
 
 def failure(what: str, cause: str) -> EngineError:
