@@ -33,8 +33,6 @@ from .progress import Progress, describe_size
 if TYPE_CHECKING:
     import tensorrt as trt
 
-WORKSPACE = 4 << 30  # bytes of scratch space that a layer may take
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -87,6 +85,7 @@ class _Builder:
     ) -> None:
         self._root, self._request, self._target = root, request, target
         self._library, self._gpu, self._progress = library, gpu, progress
+        self._workspace = int(request.workspace * 1e9)  # bytes
         self._place = data_home() / "tensorrt" / slug(f"{target.gpu} sm{target.compute_capability}-{target.tensorrt}")
         self._references: dict[str, Engine | None] = {}
 
@@ -95,7 +94,7 @@ class _Builder:
         manifest = Bundle.open(self._root).manifest
         files = {manifest.components[job.component].weights for job in jobs} - {None}
         weights = max((manifest.files[name].size for name in files if name is not None), default=0)
-        gpu, host = 2 * weights + WORKSPACE, 3 * weights + (1 << 30)
+        gpu, host = 2 * weights + self._workspace, 3 * weights + (1 << 30)
         self._progress.note(
             f"building {len(jobs)} engines with TensorRT {self._target.tensorrt} on {self._target.gpu}; each takes up "
             f"to {describe_size(gpu)} of GPU memory and {describe_size(host)} of main memory"
@@ -121,7 +120,7 @@ class _Builder:
             self._progress.note(f"{'':<4}{remark}")
 
     def _settings(self, job: Job) -> Settings:
-        return Settings(job.precision, self._request.refittable, WORKSPACE, self._place / "timing.cache")
+        return Settings(job.precision, self._request.refittable, self._workspace, self._place / "timing.cache")
 
     def _record(self, job: Job, manifest: Manifest, weights: str | None) -> EngineRecord:
         return EngineRecord(

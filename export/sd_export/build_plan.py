@@ -42,6 +42,7 @@ class BuildRequest:
     precision   None is the bundle's own; bf16 needs a float32 bundle and TensorRT 10.15
     refittable  the weights can be exchanged later, at some cost in speed
     fallback    also build a dynamic engine for shapes near those asked for
+    workspace   GB of GPU memory that a layer may use as scratch space
     """
 
     bundle: Path
@@ -50,6 +51,7 @@ class BuildRequest:
     precision: EnginePrecision | None = None
     refittable: bool = False
     fallback: bool = True
+    workspace: float = 4.0
 
     def __post_init__(self) -> None:
         for width, height in self.sizes:
@@ -58,6 +60,8 @@ class BuildRequest:
                 raise UsageError("size", got=f"{width}x{height}", accepted=accepted)
         if not self.batches or not all(1 <= batch <= 16 for batch in self.batches):
             raise UsageError("batch", got=self.batches, accepted="1 to 16 pictures")
+        if not 0 < self.workspace <= 1000:
+            raise UsageError("workspace", got=self.workspace, accepted="GB, more than 0")
         if self.precision not in (None, *ENGINE_PRECISIONS):
             raise UsageError("precision", got=self.precision, accepted=", ".join(ENGINE_PRECISIONS))
 

@@ -1,8 +1,10 @@
-"""sd-export: flags → ExportRequest → export().  Nothing heavy is imported before the flags are known to be good."""
+"""sd-export: flags → ExportRequest → export(); `sd-export build` is handed on.  Nothing heavy is imported before the
+flags are known to be good."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ EPILOG = """examples:
   sd-export --model demo
   sd-export --model stable-diffusion-v1-5/stable-diffusion-v1-5 --precision fp16
   sd-export --model my-model.safetensors --output bundles/my-model
+  sd-export build demo                     builds TensorRT engines for a bundle; see sd-export build --help
 
 The model goes where sd-run finds it by name, unless --output says otherwise: to bundles/ under $SD_LEAN_HOME, by
 default the user data directory.  A bundle that is complete and made from the same files is left as it is.
@@ -35,13 +38,19 @@ def build_parser() -> ArgumentParser:
     add("--components", metavar="A,B", help=everything)
     add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
+    add("--tensorrt", action="store_true", help="then build engines for the GPU at hand, as sd-export build does")
     add("--force", action="store_true", help="replace a bundle that is already there")
     add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("sd-export", lambda: _run(build_parser().parse_args(argv)))
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["build"]:
+        from .build_cli import main as build
+
+        return build(arguments[1:])
+    return run("sd-export", lambda: _run(build_parser().parse_args(arguments)))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -55,6 +64,16 @@ def _run(args: argparse.Namespace) -> None:
         taesd=args.taesd,
         force=args.force,
     )
+    if args.tensorrt:
+        from .build_engine import import_tensorrt
+
+        import_tensorrt()  # before the export takes its minutes
     from .stages import export
 
-    print(export(request, quiet=args.quiet))
+    bundle = export(request, quiet=args.quiet)
+    if args.tensorrt:
+        from .build import build
+        from .build_plan import BuildRequest
+
+        build(BuildRequest(bundle), quiet=args.quiet)
+    print(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from fake_tensorrt import FakeTensorRT
 from sd_export.build import build
 from sd_export.build_failures import explain
 from sd_export.build_plan import FLOAT32, BuildRequest
+from sd_export.cli import main
 from sd_runtime.backends import TensorRTBackend
 from sd_runtime.bundle import Bundle
 from sd_runtime.errors import DependencyError, ExportError
 from sd_runtime.manifest import MANIFEST, Manifest, record_file
+from sd_runtime.pipeline import Pipeline
 
 SMALL = {"batches": (1,), "fallback": False}
 FORMS = {"8.5.3": "trt-legacy", "10.13.3": "trt-basic", "11.4.0": "trt"}
@@ -73,9 +76,20 @@ def test_a_bundle_gets_engines_that_the_runtime_uses(
     backend = TensorRTBackend.open(opened)
     assert backend.engine("unet", "plain") is not None and backend.engine("sampler_step", "guided") is not None
     said = capsys.readouterr().err
-    assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 4.3 GB of GPU memory" in said
+    assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 4.0 GB of GPU memory" in said
     assert "differs by" in said and "ms a run" in said
     assert all(config.profile() for config in builders.configs)
+
+
+def test_what_was_built_draws(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    build(BuildRequest(bundle, **SMALL))
+    request = {"prompt": "a large red star", "seed": 5, "num_inference_steps": 3}
+    pictures = []
+    for device in ("cuda", "cpu"):
+        with Pipeline.load(bundle, device=device) as pipeline:
+            pictures.append(np.asarray(pipeline(**request).images[0], int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_version_8_is_told_what_a_typed_graph_says_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,8 +341,34 @@ def test_what_tensorrt_says_is_translated(message: str, cause: str, remedy: str)
     assert cause in str(error) and remedy in str(error) and str(error).startswith("building unet dynamic")
 
 
-def test_without_tensorrt_one_line_says_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    only(bundle, "vae_decoder", "pixels")
+    machine(monkeypatch)
+    assert main(["build", str(bundle), "--size", "64x128", "--batch", "1,2", "--no-fallback", "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{bundle}\n"
+    assert [record.profile["latent_sample"].opt for record in manifest_of(bundle).engines[:2]] == [
+        (1, 4, 16, 8),
+        (2, 4, 16, 8),
+    ]
+    assert main(["build", str(bundle), "--size", "big"]) == 2
+    assert capsys.readouterr().err == "sd-export build: size: got big, accepted WIDTHxHEIGHT, such as 512x768\n"
+    assert main(["build", str(bundle), "--workspace", "0"]) == 2
+    assert main(["build", "nowhere"]) == 1
+
+
+@pytest.mark.parametrize("arguments", [["build", "somewhere"], ["--model", "demo", "--tensorrt"]])
+def test_without_tensorrt_one_line_says_what_to_install(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At once: not after an export of minutes."""
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(DependencyError) as caught:
-        build(BuildRequest(bundle))
-    assert str(caught.value).endswith('pip install "sd-lean[tensorrt]"') and "\n" not in str(caught.value)
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith('pip install "sd-lean[tensorrt]"')
+
+
+def test_building_needs_neither_torch_nor_onnx() -> None:
+    """The machine that draws has only the runtime, TensorRT and polygraphy."""
+    code = "import sd_export.build, sd_export.build_cli, sys; print({'torch', 'onnx', 'onnx_ir'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
