@@ -176,14 +176,15 @@ def load_diffusers() -> Callable[[], object]:
 
 
 def physical_cores() -> int:
-    """What ONNX Runtime takes by default, and what torch is told to take here."""
+    """The cores this process may use: ONNX Runtime takes as many threads by itself, torch is told to."""
     try:
         blocks = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
     except OSError:
         return os.cpu_count() or 1
     fields = [dict(line.split(":", 1) for line in block.splitlines() if ":" in line) for block in blocks]
     named = [{key.strip(): value.strip() for key, value in block.items()} for block in fields]
-    return len({(block.get("physical id"), block.get("core id", block.get("processor"))) for block in named})
+    cores = {(block.get("physical id"), block.get("core id", block.get("processor"))) for block in named}
+    return min(len(cores), len(os.sched_getaffinity(0)))
 
 
 def psnr(one: Path, other: Path) -> float:
