@@ -7,7 +7,8 @@
     ├── ExportError              a checkpoint cannot be read or exported        exit code 1
     ├── EngineError              an engine cannot be loaded or run              exit code 1
     │   └── OutOfMemoryError     ... because device or host memory ran out      also a MemoryError
-    └── NumericalError           NaN or infinity where numbers should be        exit code 1
+    ├── NumericalError           NaN or infinity where numbers should be        exit code 1
+    └── ParityError              an output is too far from its reference        exit code 1
 
 Every message says what went wrong and, where they exist, what was got, what would have been accepted, and the remedy:
 
@@ -71,3 +72,8 @@ class OutOfMemoryError(EngineError, MemoryError):
 
 class NumericalError(SDError):
     """A stage produced NaN or infinity; names the stage and, in the denoising loop, the step."""
+
+
+class ParityError(SDError):
+    """A bundle computes something else than the checkpoint that it was made from; names the first output beyond its
+    limit."""

@@ -73,13 +73,20 @@ class Pipeline:
         components = Components.open(opened, device)
         checked = safety_checker and "safety_checker" in opened.manifest.components
         components.preload((*EAGER, "safety_checker") if checked else EAGER)
-        tokenizer = Tokenizer.from_bytes({name: opened.read(path) for name, path in opened.under("tokenizer").items()})
-        scheduler_config = SchedulerConfig.from_bytes(opened.read("scheduler/scheduler_config.json"))
         checker = None
         if checked:
             processor = ImageProcessor.from_bytes(opened.read(PREPROCESSOR))
             checker = SafetyChecker(components.engine("safety_checker"), processor)
-        return cls(opened, components, tokenizer, scheduler_config, checker)
+        return cls.assemble(opened, components, checker)
+
+    @classmethod
+    def assemble(cls, bundle: Bundle, components: Components, safety_checker: SafetyChecker | None = None) -> Pipeline:
+        """A pipeline with these engines, each of which may as well be loaded only when it is first needed.
+
+        BundleError: the tokenizer's or the sampler's files are damaged."""
+        tokenizer = Tokenizer.from_bytes({name: bundle.read(path) for name, path in bundle.under("tokenizer").items()})
+        scheduler_config = SchedulerConfig.from_bytes(bundle.read("scheduler/scheduler_config.json"))
+        return cls(bundle, components, tokenizer, scheduler_config, safety_checker)
 
     @property
     def manifest(self) -> Manifest:
