@@ -170,12 +170,15 @@ class Components:
         return [engine for engine in engines if isinstance(engine, DeviceEngine)]
 
     def close(self) -> None:
-        """Release the engines, what runs them in loops first."""
+        """Release the engines, what runs them in loops first; a second time, do nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         for name in ("_device_denoiser", "_device_decoder"):
             if self.__dict__.get(name) is not None:
                 self.__dict__[name].close()
         with self._lock:
-            self._closed = True
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()

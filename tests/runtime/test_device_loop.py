@@ -157,6 +157,18 @@ def test_exact_engines_draw_the_same(rig: Rig) -> None:
     assert_same(list(denoiser(**arguments(plan))), on_host(**arguments(plan)))
 
 
+@pytest.mark.parametrize("version", ["8.5.3", "8.6.1"])
+def test_where_only_the_unet_can_be_recorded_the_step_follows_its_graph(rig: Rig) -> None:
+    """TensorRT 8 has one context for all shapes of the step."""
+    denoiser, plan = DeviceDenoiser(rig.unet(exact_range(unet_shapes(2))), rig.steps()), plan_of("dpmpp_2m", 6)
+    for seed in range(2):
+        rig.fake_gpu.log.clear()
+        assert_same(list(denoiser(**arguments(plan, seed=seed))), on_host(**arguments(plan, seed=seed)))
+    evaluation = ["graph", "enqueue out_sample", "enqueue next_state,next_sample,next_timestep,next_index", "copy"]
+    assert rig.fake_gpu.log[-4 * len(plan) :] == evaluation * len(plan)
+    denoiser.close()
+
+
 @newest
 def test_an_evaluation_is_one_graph_launch_and_one_copy(rig: Rig, denoiser: DeviceDenoiser) -> None:
     """Captured in this order, replayed once an evaluation; nothing goes up in between, and the latents come back."""

@@ -115,6 +115,7 @@ def test_draws_on_the_gpu_what_the_cpu_draws(
 def test_closing_the_pipeline_frees_the_gpu(tensorrt: FakeTensorRT, bundle: Path) -> None:
     with Pipeline.load(bundle) as pipeline:
         pipeline(**REQUEST)
+        pipeline.close()  # and again on leaving
     tensorrt.engines.clear()
     assert tensorrt.gpu.memory.live == 0
     with pytest.raises(EngineError, match="the pipeline was closed"):

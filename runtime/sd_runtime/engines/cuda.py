@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,13 +130,16 @@ class Gpu:
     def record(self, launches: Sequence[Launch]) -> Launch:
         """`launches` as one CUDA graph, which takes the host one call however much work it holds.
 
-        They are run once before: what a library sets up on its first run must not be recorded.  What cannot be recorded
-        at all is launched bit by bit, with a warning."""
-        work = InTurn(launches)
+        They are run once before: what a library sets up on its first run must not be recorded.  What must not or cannot
+        be recorded at all is launched as it is, between the graphs of the rest."""
         with self.turn("running for the first time"):
-            work()
+            InTurn(launches)()
             self.stream.sync()
-            return self._recorded(work) if work.recordable else work
+            parts = [
+                self._recorded(InTurn(list(group))) if recordable else InTurn(list(group))
+                for recordable, group in groupby(launches, lambda launch: launch.recordable)
+            ]
+        return parts[0] if len(parts) == 1 else InTurn(parts, owned=parts)
 
     def _recorded(self, work: Launch) -> Launch:
         try:

@@ -59,8 +59,9 @@ class Launch(Protocol):
 class InTurn:
     """Launches one after the other, as a launch."""
 
-    def __init__(self, launches: Sequence[Launch]) -> None:
-        self._launches = tuple(launches)
+    def __init__(self, launches: Sequence[Launch], owned: Sequence[Launch] = ()) -> None:
+        """`owned`: those to close together with this one."""
+        self._launches, self._owned = tuple(launches), tuple(owned)
 
     @property
     def recordable(self) -> bool:
@@ -71,7 +72,8 @@ class InTurn:
             launch()
 
     def close(self) -> None:
-        """Nothing of its own to give back."""
+        for launch in self._owned:
+            launch.close()
 
 
 class Device(Protocol):
