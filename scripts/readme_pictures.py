@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Makes the pictures of the README's section "What it draws" by running the commands that stand there.
+
+    scripts/readme_pictures.py [BUNDLE]
+
+The section's shell blocks run as they are, in this folder, with sd-run drawing by BUNDLE and replacing what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECTION = re.compile(r"^## What it draws$(.*?)^## ", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"\]\((docs/[\w./-]+\.png)\)")
+LARGEST = 600_000  # bytes, all pictures together
+
+SD_RUN = """
+sd-run() {
+    "$PYTHON" -c 'import sys; from sd_runtime.cli import main; sys.exit(main())' "$@" --model "$MODEL" --overwrite
+}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", nargs="?", default="out/demo-bundle", metavar="BUNDLE")
+    args = parser.parse_args(arguments)
+    match = SECTION.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    if match is None:
+        parser.error('README.md has no section "What it draws"')
+    section = match[1]
+    commands = SD_RUN + "".join(BLOCK.findall(section))
+    path = ":".join([str(ROOT / "runtime"), *sys.path])
+    environment = os.environ | {"PYTHON": sys.executable, "MODEL": str(Path(args.bundle).resolve()), "PYTHONPATH": path}
+    subprocess.run(["bash", "-euc", commands], cwd=ROOT, env=environment, check=True)
+    pictures = sorted(set(PICTURE.findall(section)))
+    sizes = {picture: (ROOT / picture).stat().st_size for picture in pictures}
+    for picture, size in sizes.items():
+        print(f"{size:>8} {picture}")
+    print(f"{sum(sizes.values()):>8} bytes in all, at most {LARGEST}")
+    return 0 if sum(sizes.values()) <= LARGEST else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
