@@ -166,6 +166,27 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A comparison with the checkpoint that the export made and that kept its limit: of which component's output,
+    `name` telling its calls apart, and the `limit` of a `measure`."""
+
+    component: str
+    name: str
+    measure: Literal["relative", "max_abs", "psnr"]
+    limit: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether the export compared the bundle with its checkpoint before it published, and what was within which limit.
+
+    What was measured is not here: its last digits depend on the machine.  `sd-verify` measures it again."""
+
+    skipped: bool
+    checks: tuple[Check, ...] = ()
+
+
+@dataclass(frozen=True)
 class Manifest:
     name: str
     source: Source
@@ -176,6 +197,7 @@ class Manifest:
     files: dict[str, FileRecord]
     parts: dict[str, Source] = field(default_factory=dict)  # networks from elsewhere: "vae", "taesd"
     exporter: dict[str, str] = field(default_factory=dict)  # library versions that made the graphs
+    verification: Verification | None = None  # None: made before exports compared
     engines: tuple[EngineRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION
 

@@ -1,0 +1,143 @@
+"""sd-verify: flags → which reference → compare → report.  Nothing heavy is imported before the flags are known good."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sd_runtime.arguments import ArgumentParser
+from sd_runtime.console import run
+from sd_runtime.errors import DependencyError, SDError, UsageError
+
+if TYPE_CHECKING:
+    from sd_runtime.bundle import Bundle
+    from sd_runtime.pipeline import Pipeline
+
+    from ..source import Checkpoint
+    from .reference import Reference
+    from .report import Drift, Report
+
+STORED = "stored"
+LIBRARIES = ("torch", "diffusers", "transformers")
+EPILOG = """examples:
+  sd-verify stable-diffusion-v1-5 --against stable-diffusion-v1-5/stable-diffusion-v1-5
+  sd-verify bundles/demo --html report.html --bisect
+  sd-verify bundles/demo --prompt "a small red heart" --steps 25 --scheduler euler_a
+
+The reference is computed by torch where the checkpoint is at hand (needs: pip install "sd-lean[export]"), else read
+from the bundle, where the export left a small one.  Exit code 1: a limit is broken; the message names the component.
+"""
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser("sd-verify", "Compare what a bundle computes with what its checkpoint computes.", EPILOG)
+    add = parser.add_argument
+    add("bundle", metavar="BUNDLE", help="a bundle's folder, or the name of an exported model")
+    against = f"the checkpoint, as for sd-export, or '{STORED}' for the tensors in the bundle (default: what there is)"
+    add("--against", metavar="MODEL", help=against)
+    add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="of the bundle's side (default: auto)")
+    add("--bisect", action="store_true", help="find the layer where the drift starts (needs the checkpoint)")
+    add("--json", type=Path, metavar="FILE", help="write every measured value")
+    add("--html", type=Path, metavar="FILE", help="write a page with pictures and plots")
+    add("--quiet", action="store_true", help="print only errors")
+    picture = parser.add_argument_group("what both sides draw (needs the checkpoint; default: the bundle's settings)")
+    picture.add_argument("--prompt", metavar="TEXT")
+    picture.add_argument("--negative-prompt", metavar="TEXT")
+    picture.add_argument("--seed", type=int, metavar="N")
+    picture.add_argument("--steps", dest="num_inference_steps", type=int, metavar="N")
+    picture.add_argument("--guidance-scale", type=float, metavar="X")
+    picture.add_argument("--width", type=int, metavar="PIXELS")
+    picture.add_argument("--height", type=int, metavar="PIXELS")
+    picture.add_argument("--scheduler", metavar="NAME", help="see sd-run --list-schedulers")
+    return parser
+
+
+PROBE = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "width", "height", "scheduler")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run("sd-verify", lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> None:
+    from sd_runtime.bundle import Bundle, find_bundle
+
+    from .compare import compare, open_pipeline
+
+    for path in (args.json, args.html):
+        if path is not None and not path.parent.is_dir():
+            raise UsageError("output", got=str(path), accepted="a file in a folder that exists")
+    with open_pipeline(Bundle.open(find_bundle(args.bundle)), args.device) as pipeline:
+        checkpoint = _checkpoint(args, pipeline.bundle)
+        reference = _reference(args, pipeline, checkpoint)
+        report = compare(pipeline, reference)
+        if args.bisect:
+            report = replace(report, drift=_bisect(pipeline.bundle, checkpoint, reference, report))
+    if not args.quiet:
+        print(report.table())
+    if args.json is not None:
+        args.json.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.html is not None:
+        from .html import page
+
+        args.html.write_text(page(report), encoding="utf-8")
+    report.raise_if_broken()
+
+
+def _checkpoint(args: argparse.Namespace, bundle: Bundle) -> Checkpoint | None:
+    """What to compute the reference from: what was named, or the bundle's own source where it is at hand."""
+    if args.against == STORED:
+        return None
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing and args.against is None:
+        return None
+    if missing:
+        raise DependencyError(f"--against needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
+    from .origin import difference, find_source, open_checkpoint
+
+    if args.against is None:
+        return find_source(bundle.manifest)
+    checkpoint = open_checkpoint(args.against, bundle.manifest)
+    if note := difference(checkpoint, bundle.manifest):
+        print(f"sd-verify: {note}", file=sys.stderr)
+    return checkpoint
+
+
+def _reference(args: argparse.Namespace, pipeline: Pipeline, checkpoint: Checkpoint | None) -> Reference:
+    """Computed for the bundle's own settings and what the flags say of them, or the stored one."""
+    from .probe import full_probe
+    from .reference import Reference
+
+    asked = {name: value for name in PROBE if (value := getattr(args, name)) is not None}
+    if checkpoint is None:
+        if asked:
+            remedy = "name the checkpoint with --against MODEL"
+            raise UsageError(f"stored reference tensors are for one picture: {', '.join(asked)}", remedy=remedy)
+        return Reference.load(pipeline.bundle)
+    from .torch_reference import make_reference
+
+    probe = replace(full_probe(pipeline.manifest.defaults, pipeline.scheduler_config.num_train_timesteps), **asked)
+    pipeline.check(probe.request(pipeline.manifest.defaults))
+    return make_reference(checkpoint, probe, pipeline.manifest.components)
+
+
+def _bisect(bundle: Bundle, checkpoint: Checkpoint | None, reference: Reference, report: Report) -> Drift | None:
+    """Of the first network that is beyond its limit; of the last call of the UNet if none is."""
+    if checkpoint is None:
+        raise SDError("--bisect needs the checkpoint", remedy="name it with --against MODEL")
+    from .bisect import bisect
+
+    rows = {(row.component, row.name): row for row in report.rows}
+    cases = [case for case in reference.cases if (case.component, case.name) in rows]
+    broken = [case for case in cases if not rows[case.component, case.name].passed]
+    chosen = broken or [case for case in cases if case.component == "unet"][-1:] or cases[:1]
+    if not chosen:
+        return None
+    case = chosen[0]
+    return bisect(bundle, checkpoint, reference, case, rows[case.component, case.name])
