@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .manifest import Defaults
     from .metadata import Parameters
     from .pipeline import Pipeline
-    from .result import Result
+    from .result import Result, Timings
 
 EPILOG = """examples:
   sd-run "a large red star on a blue background"
@@ -129,7 +129,7 @@ def _draw(args: argparse.Namespace) -> None:
     bundle = Bundle.open(find_bundle(args.model) if args.model or told is None else _model_of(told))
     saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
     jobs = _jobs(args, told, bundle.manifest.defaults, saving)
-    results: list[Result] = []
+    timings: list[Timings] = []
     with Pipeline.load(bundle.root, device=args.device, safety_checker=args.safety_checker) as pipeline:
         for word in args.embedding:
             _load_embedding(pipeline, word)
@@ -142,12 +142,12 @@ def _draw(args: argparse.Namespace) -> None:
         for job, indices in zip(jobs, left, strict=True):
             with error_at(job.where):
                 for result, paths in draw(pipeline, job, indices, saving):
-                    results.append(result)
+                    if told is not None and not timings and not args.quiet:
+                        _note_differences(args, told, result)
+                    timings.append(result.timings)
                     _report(result, paths, quiet=args.quiet)
-    if told is not None and results:
-        _note_differences(args, told, results[0])
     if not args.quiet:
-        _print_timings(results, loaded, time.perf_counter() - started)
+        _print_timings(timings, loaded, time.perf_counter() - started)
 
 
 def _read_picture(path: Path) -> Parameters:
@@ -215,24 +215,32 @@ def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
     for prompt, lost in zip(result.request.prompts, result.truncated, strict=True):
         if lost:
             _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
-    if withheld := sum(result.nsfw_content_detected or ()):
-        _note(f"withheld by the safety checker, and saved black: {withheld} of {len(result.seeds)}")
+    for path in _withheld(result, paths):
+        _note(f"black, as the safety checker withheld it: {path}")
     for path in paths:
         print(str(path).encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:
+    """The files with a picture that the safety checker withheld: one each, or the sheet of all."""
+    withheld = result.nsfw_content_detected or ()
+    if len(paths) == len(withheld):
+        return [path for path, black in zip(paths, withheld, strict=True) if black]
+    return paths if any(withheld) else []
 
 
 def _note_differences(args: argparse.Namespace, told: Parameters, result: Result) -> None:
     from .provenance import differences
 
     found = differences(told, result.parameters[0])
-    if found and not args.quiet:
+    if found:
         _note(f"not drawn as {args.from_image} was: {'; '.join(found)}")
 
 
-def _print_timings(results: Sequence[Result], loaded: float, total: float) -> None:
+def _print_timings(timings: Sequence[Timings], loaded: float, total: float) -> None:
     stages = {"load": loaded}
     for name in ("encode_prompt", "encode_image", "denoise", "decode", "safety_checker"):
-        stages[name] = sum(getattr(result.timings, name) for result in results)
+        stages[name] = sum(getattr(one, name) for one in timings)
     shown = {
         name: seconds for name, seconds in (stages | {"total": total}).items() if seconds >= 0.005 or name == "total"
     }

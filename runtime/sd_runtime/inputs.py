@@ -51,7 +51,7 @@ def make_inputs(
     if image is not None and latents is not None:
         raise UsageError("image and latents", accepted="one of them", remedy="noise for an image comes from its seed")
     if latents is not None:
-        return Inputs(latents=_checked(latents, (request.num_images, *latent_shape)))
+        return Inputs(latents=check_latents("latents", latents, (request.num_images, *latent_shape)))
     if image is None:
         return NO_INPUTS
     pictures = from_pictures(image, width=request.width, height=request.height, resize=request.resize)
@@ -60,13 +60,25 @@ def make_inputs(
     return Inputs(pictures=pictures)
 
 
-def _checked(latents: Array, expected: tuple[int, ...]) -> Array:
+def check_latents(name: str, latents: Array, expected: tuple[int, ...]) -> Array:
+    """`latents` if they are finite float32 of the shape `expected`; UsageError, under this name, if not."""
     if not isinstance(latents, np.ndarray) or latents.shape != expected or latents.dtype != np.float32:
         got = f"{latents.dtype}{latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
-        raise UsageError("latents", got=got, accepted=f"float32{expected}")
+        raise UsageError(name, got=got, accepted=f"float32{expected}")
     if not all_finite(latents):
-        raise UsageError("latents", got="NaN or infinity", accepted="finite numbers")
+        raise UsageError(name, got="NaN or infinity", accepted="finite numbers")
     return latents
+
+
+def check_size(height: int, width: int, latents: Sequence[tuple[int, int]], pixels: int) -> None:
+    """UsageError, with the nearest size that would do, unless the network takes pictures of this size.
+
+    latents: the smallest and the largest size of its input's axes (B, C, h, w), in cells of `pixels` pixels."""
+    for name, size, (low, high) in zip(("height", "width"), (height, width), latents[2:], strict=True):
+        if size % pixels or not low * pixels <= size <= high * pixels:
+            nearest = min(max(round(size / pixels), low), high) * pixels
+            accepted = f"multiples of {pixels} from {low * pixels} to {high * pixels}"
+            raise UsageError(name, got=size, accepted=accepted, remedy=f"nearest: {nearest}")
 
 
 def digest(array: Array) -> str:

@@ -21,7 +21,7 @@ from .denoise import Guidance
 from .errors import UsageError
 from .generation import Generation
 from .image import Picture, Resize, from_pictures
-from .inputs import NO_INPUTS, Inputs, make_inputs
+from .inputs import NO_INPUTS, Inputs, check_latents, check_size, make_inputs
 from .manifest import Manifest
 from .metadata import Parameters
 from .preview import SD1_PREVIEW
@@ -233,8 +233,11 @@ class Pipeline:
         They are the most likely ones or, with unit `noise` (B, 4, h, w) float32, a sample of what the encoder says."""
         defaults = self.manifest.defaults
         width, height = width or defaults.width, height or defaults.height
+        check_size(height, width, self._unet_ranges(), self.manifest.latent.pixels)
         posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
-        return posterior.mean if noise is None else posterior.sample(noise)
+        return (
+            posterior.mean if noise is None else posterior.sample(check_latents("noise", noise, posterior.mean.shape))
+        )
 
     def encode_samples(self, samples: Array) -> Posterior:
         """(B, 3, 8h, 8w) float32 samples in [-1, 1] → what the VAE encoder says of their latents."""
@@ -259,13 +262,7 @@ class Pipeline:
 
     def check(self, request: Request) -> None:
         """UsageError if the bundle cannot draw this: its size, or its sampler with these steps."""
-        _, _, rows, columns = self._unet_ranges()
-        pixels = self.manifest.latent.pixels
-        for name, size, (low, high) in (("height", request.height, rows), ("width", request.width, columns)):
-            if size % pixels or not low * pixels <= size <= high * pixels:
-                nearest = min(max(round(size / pixels), low), high) * pixels
-                accepted = f"multiples of {pixels} from {low * pixels} to {high * pixels}"
-                raise UsageError(name, got=size, accepted=accepted, remedy=f"nearest: {nearest}")
+        check_size(request.height, request.width, self._unet_ranges(), self.manifest.latent.pixels)
         if request.fast_decoder and "taesd" not in self.manifest.components:
             remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"
             raise UsageError("fast_decoder", got=True, accepted="a bundle that has one", remedy=remedy)

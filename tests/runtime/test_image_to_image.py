@@ -130,6 +130,13 @@ def test_round_trip(pipe: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert np.mean(loss) >= 28
 
 
+def test_encode_image_refuses_what_the_encoder_cannot_take(pipe: Pipeline, drawings: list[Image.Image]) -> None:
+    with pytest.raises(UsageError, match=r"width: got 100, accepted multiples of 8 .*nearest: 96"):
+        pipe.encode_image(drawings, width=100)
+    with pytest.raises(UsageError, match=r"noise: got float32\(1, 4, 16, 16\), accepted float32\(2, 4, 16, 16\)"):
+        pipe.encode_image(drawings, noise=np.zeros((1, 4, 16, 16), np.float32))
+
+
 def test_without_the_encoder(pipe: Pipeline, drawings: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(pipe.manifest.components, "vae_encoder")
     monkeypatch.setattr(pipe.components, "_engines", {})

@@ -77,6 +77,13 @@ def test_latents_alone_and_their_picture(pipe: Pipeline, reference: StableDiffus
     assert np.abs(whole.arrays[0] - np.asarray(whole.images[0]) / 255).max() <= 0.5 / 255 + 1e-6
 
 
+def test_a_picture_does_not_depend_on_its_neighbours(pipe: Pipeline) -> None:
+    """To the bit, on the CPU, even beside a prompt of three chunks; else --from-image could not repeat it."""
+    together = pipe([PROMPT, "a star, " * 60], seed=[3, 4], num_inference_steps=3)
+    alone = pipe(PROMPT, seed=3, num_inference_steps=3)
+    assert (together.samples[0] == alone.samples[0]).all()
+
+
 def test_textual_inversion(pipe: Pipeline, demo_bundle: Path, tmp_path: Path) -> None:
     """A learnt word of two vectors, here those of another word, draws what diffusers draws with it."""
     from demo_reference import load_reference

@@ -10,7 +10,7 @@ import numpy as np
 from ..engines.protocol import Engine
 from ..errors import NumericalError, UsageError
 from ..tensor import Array, Dim, all_finite
-from .chunks import NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
+from .chunks import LENGTH, NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
 from .textual_inversion import TokenEmbeddings
 from .tokenizer import Tokenizer, check_text
 from .weights import parse_weights
@@ -24,18 +24,23 @@ class PromptEmbeddings:
 
     positive                        (P, 77·chunks, D) float32, one row a prompt
     negative                        the same for the negative prompts, None without guidance
+    chunks                          per prompt how many of them are its own or its negative prompt's
     truncated, negative_truncated   per prompt the text that `truncate` dropped, "" where none
     """
 
     positive: Array
     negative: Array | None
+    chunks: tuple[int, ...]
     truncated: tuple[str, ...]
     negative_truncated: tuple[str, ...] = ()
 
     def rows(self, prompts: Sequence[int]) -> Array:
-        """(B, 77·chunks, D) for a batch whose picture i shows prompts[i], or (2B, …), the negative ones first."""
-        positive = self.positive[list(prompts)]
-        return positive if self.negative is None else np.concatenate([self.negative[list(prompts)], positive])
+        """(B, 77·chunks, D) for a batch whose picture i shows prompts[i], or (2B, …), the negative ones first.
+
+        With no more chunks than these prompts need, so that a picture does not depend on prompts of other batches."""
+        length = LENGTH * max(self.chunks[prompt] for prompt in prompts)
+        positive = self.positive[list(prompts), :length]
+        return positive if self.negative is None else np.concatenate([self.negative[list(prompts), :length], positive])
 
 
 def encode_prompts(
@@ -72,6 +77,7 @@ def encode_prompts(
 
     positive = [tokenize(text) for text in prompts]
     negative = [tokenize(text) for text in negative_prompts or ()]
+    pairs = list(zip(positive, negative, strict=True)) if negative else [(prompt,) for prompt in positive]
     count = max(len(prompt.chunks) for prompt in [*positive, *negative])
     filler = empty_chunk(tokenizer)
     padded = [prompt.chunks + (filler,) * (count - len(prompt.chunks)) for prompt in [*positive, *negative]]
@@ -81,6 +87,7 @@ def encode_prompts(
     return PromptEmbeddings(
         hidden[: len(positive)],
         hidden[len(positive) :] if negative_prompts is not None else None,
+        tuple(max(len(prompt.chunks) for prompt in pair) for pair in pairs),
         tuple(prompt.truncated for prompt in positive),
         tuple(prompt.truncated for prompt in negative),
     )
