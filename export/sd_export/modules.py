@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class TextEncoder(nn.Module):
@@ -93,18 +92,22 @@ class SafetyChecker(nn.Module):
         super().__init__()
         self.vision_model = model.vision_model
         self.visual_projection = model.visual_projection
-        self.special_care_embeds, self.special_care_embeds_weights = (
-            model.special_care_embeds,
-            model.special_care_embeds_weights,
-        )
-        self.concept_embeds, self.concept_embeds_weights = model.concept_embeds, model.concept_embeds_weights
+        self.special_care_embeds = model.special_care_embeds
+        self.special_care_embeds_weights = model.special_care_embeds_weights
+        self.concept_embeds = model.concept_embeds
+        self.concept_embeds_weights = model.concept_embeds_weights
 
     def forward(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
         pooled = self.vision_model(clip_input).pooler_output  # (B, V)
-        image = functional.normalize(self.visual_projection(pooled).float())  # (B, P)
-        special = image @ functional.normalize(self.special_care_embeds).T - self.special_care_embeds_weights
-        concept = image @ functional.normalize(self.concept_embeds).T - self.concept_embeds_weights
+        image = unit(self.visual_projection(pooled))  # (B, P)
+        special = image @ unit(self.special_care_embeds).T - self.special_care_embeds_weights
+        concept = image @ unit(self.concept_embeds).T - self.concept_embeds_weights
         return special, concept
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(N, P) vectors, each of length 1; ReduceL2 would take its axes in another way before opset 18."""
+    return vectors / (vectors * vectors).sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def freeze(module: nn.Module) -> None:
