@@ -147,7 +147,7 @@ class _Builder:
             reference = self._reference(bundle, job)
             expected = reference.run(dict(inputs)) if reference is not None else None
             error = build_check.compare(job, engine.run(dict(inputs)), expected)
-            took = build_check.milliseconds(engine, job, inputs)
+            took = build_check.milliseconds(engine, inputs)
         finally:
             engine.close()
         slower = build_check.slower_than_before(job, record.graph, took, self._place / "timings.json")

@@ -82,7 +82,7 @@ def compare(job: Job, got: Mapping[str, Array], expected: Mapping[str, Array] | 
     return worst
 
 
-def milliseconds(engine: DeviceEngine, job: Job, inputs: Mapping[str, Array]) -> float:
+def milliseconds(engine: DeviceEngine, inputs: Mapping[str, Array]) -> float:
     """The median time of a run on the GPU, as the device loop runs it: recorded once and replayed."""
     outputs = engine.run(dict(inputs))
     tensors = {name: engine.tensor(name, array.shape) for name, array in {**inputs, **outputs}.items()}

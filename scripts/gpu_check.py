@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""Check and time this project on a CUDA machine, with whatever of TensorRT, ONNX Runtime and torch is installed there.
+
+    scripts/gpu_check.py [--work DIR] [--minutes 8] [--only SECTION …] [--fresh] [--json FILE] [--dry-run]
+
+Right first: noise against the GPU's own, the demo model's components against the CPU, its picture against diffusers.
+Then fast: Stable Diffusion 1.5's true sizes with random weights in float16, by each library and by its peers, diffusers
+and torch.compile.  One table at the end, and every number as JSON.
+
+Each section runs in a process of its own and is kept in --work once it is done: a run that reached its minutes goes on
+where it stopped when started again.  What is not installed is skipped, and said so.  --dry-run rehearses all of it on
+a CPU, with the demo model in the place of the large one.  Exit code 1: something is wrong or slower than it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import gpu_sections as sections
+from gpu_timing import Row, Settings
+
+LIBRARIES = ("tensorrt", "onnxruntime-gpu", "onnxruntime", "torch", "diffusers", "polygraphy", "cuda-core", "numpy")
+TORCH = ("torch", "diffusers", "transformers", "onnxscript")
+MARGIN = 15.0  # seconds that are left unused at the end
+
+
+@dataclass(frozen=True)
+class Section:
+    """`needs`: modules that must be installed; `after`: folders in --work that earlier sections leave behind;
+    `expected`: seconds, less are not worth starting it; `rehearsed`: worth doing on a CPU."""
+
+    run: Callable[[Settings], Iterator[Row]]
+    needs: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    expected: float = 10.0
+    rehearsed: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__.replace("_", "-")
+
+
+SECTIONS = (
+    Section(sections.noise, ()),
+    Section(sections.demo_export, TORCH, expected=30),
+    Section(sections.demo_onnxruntime, ("onnxruntime",), ("demo-fp32",)),
+    Section(sections.demo_tensorrt, ("tensorrt", "polygraphy", "cuda.core"), ("demo-fp32",), expected=40),
+    Section(sections.sd15_export, TORCH, expected=60),
+    Section(sections.sd15_tensorrt, ("tensorrt", "polygraphy", "cuda.core"), ("sd15",), expected=90),
+    Section(sections.torch_compile, TORCH, expected=90, rehearsed=False),
+    Section(sections.sd15_onnxruntime, ("onnxruntime",), ("sd15",), expected=30),
+    Section(sections.diffusers_eager, TORCH, expected=30),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    settings = Settings(args.work.resolve(), args.dry_run)
+    if args.section:
+        (section,) = [section for section in SECTIONS if section.name == args.section]
+        rows = [asdict(row) for row in section.run(settings)]
+        args.json.write_text(json.dumps(rows))
+        return 0
+    settings.work.mkdir(parents=True, exist_ok=True)
+    kept = settings.work / "results.json"
+    machine = describe(settings)
+    done = {} if args.fresh else load(kept, machine)
+    deadline = time.monotonic() + args.minutes * 60 - MARGIN
+    for section in SECTIONS:
+        if args.only and section.name not in args.only:
+            continue
+        if section.name not in done or done[section.name]["rows"] is None:
+            done[section.name] = attempt(section, settings, deadline)
+            kept.write_text(json.dumps({"machine": machine, "sections": done}, indent=1) + "\n")
+    show(machine, done)
+    wrong = verdict(done)
+    if args.json:
+        args.json.write_text(kept.read_text())
+    return 1 if wrong else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("out/gpu-check"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=8.0, help="start nothing that would end later (default: 8)")
+    parser.add_argument(
+        "--only", nargs="+", choices=[s.name for s in SECTIONS], metavar="SECTION", help="not all of it"
+    )
+    parser.add_argument("--fresh", action="store_true", help="do again what is done")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number")
+    parser.add_argument("--dry-run", action="store_true", help="rehearse on a CPU")
+    parser.add_argument("--section", help=argparse.SUPPRESS)  # how this script calls itself
+    return parser.parse_args(arguments)
+
+
+def attempt(section: Section, settings: Settings, deadline: float) -> dict[str, Any]:
+    """Run a section if it can be run: {"rows": its rows or None, "why": why not, "seconds": …}."""
+    missing = [name for name in section.needs if not installed(name)]
+    absent = [name for name in section.after if not (settings.work / name).is_dir()]
+    left = deadline - time.monotonic()
+    if missing or absent:
+        why = f"{', '.join(missing)} not installed" if missing else f"needs {', '.join(absent)} of an earlier section"
+    elif settings.dry and not section.rehearsed:
+        why = "not rehearsed"
+    elif left < (1 if settings.dry else section.expected):
+        why = "no time left: start again to go on"
+    else:
+        return in_process(section, settings, left)
+    print(f"-- {section.name}: skipped, {why}", flush=True)
+    return {"rows": None, "why": why, "seconds": 0.0}
+
+
+def in_process(section: Section, settings: Settings, left: float) -> dict[str, Any]:
+    print(f"-- {section.name}", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, memory_watched(settings) as peak:
+        rows_file = Path(folder, "rows.json")
+        command = [sys.executable, __file__, "--section", section.name, "--work", str(settings.work)]
+        command += ["--json", str(rows_file), *(["--dry-run"] if settings.dry else [])]
+        try:
+            code = subprocess.run(command, env=environment(settings), timeout=left, check=False).returncode
+            why = f"failed with exit code {code}; see above" if code else ""
+        except subprocess.TimeoutExpired:
+            why = "no time left: start again to go on"
+        rows = json.loads(rows_file.read_text()) if rows_file.exists() else None
+    if rows is not None and peak:
+        rows.append(asdict(Row(f"{section.name}: peak GPU memory", max(peak) / 1024, "GiB")))
+    return {"rows": rows, "why": why, "seconds": time.monotonic() - start}
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Everything of ours on the path, caches in the work folder, nothing from the network."""
+    paths = [str(sections.ROOT / name) for name in ("runtime", "export", "scripts")]
+    found = [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"PYTHONPATH": os.pathsep.join(found), "SD_LEAN_HOME": str(settings.work / "home"), "HF_HUB_OFFLINE": "1"}
+    return os.environ | own | {"TORCHINDUCTOR_CACHE_DIR": str(settings.work / "inductor")}
+
+
+@contextmanager
+def memory_watched(settings: Settings) -> Iterator[list[float]]:
+    """The GPU memory in use, in MiB, sampled five times a second meanwhile."""
+    samples: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            used = smi("memory.used")
+            samples.extend([float(used)] if used.replace(".", "", 1).isdigit() else [])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if not settings.dry:
+        thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def smi(field: str) -> str:
+    """One field of the first GPU, as nvidia-smi has it; empty without."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def describe(settings: Settings) -> dict[str, str]:
+    gpu = {"gpu": smi("name") or "none", "driver": smi("driver_version") or "none"}
+    versions = {name: found for name in LIBRARIES if (found := installed_version(name))}
+    return {**({"gpu": "rehearsal on a CPU"} if settings.dry else gpu), "python": platform.python_version(), **versions}
+
+
+def installed_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a submodule of a package that is not there
+        return False
+
+
+def load(path: Path, machine: dict[str, str]) -> dict[str, Any]:
+    """What earlier runs on the same machine with the same libraries have done."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    done: dict[str, Any] = content["sections"] if content.get("machine") == machine else {}
+    return done
+
+
+def show(machine: dict[str, str], done: dict[str, Any]) -> None:
+    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
+    for name, section in done.items():
+        for row in (Row(**values) for values in section["rows"] or ()):
+            mark = {None: "", True: "ok", False: "WRONG"}[row.good]
+            limit = "" if row.limit is None else f"{'≥' if row.at_least else '≤'} {row.limit:g}"
+            if row.p95 is not None:
+                mark = f"p95 {row.p95:.4g}, p99 {row.p99:.4g} of {row.runs}"
+            print(f"{row.what:<72}{row.value:>12.4g} {row.unit:<8}{limit:>9} {mark}".rstrip())
+        if section["why"]:
+            print(f"{name:<72}{section['why']}")
+    for what, value, limit in bars(done):
+        print(f"{what:<72}{value:>12.3g} {'':<8}{limit:>9} ")
+
+
+def bars(done: dict[str, Any]) -> Iterator[tuple[str, float, str]]:
+    """What the project promises, where all that it takes was measured."""
+    rows = {row["what"]: Row(**row) for section in done.values() for row in section["rows"] or ()}
+    ours = rows.get("sd15, tensorrt: 50 steps, batch 1")
+    theirs = rows.get("sd15, torch.compile: 50 steps, batch 1")
+    host = rows.get("sd15, tensorrt: host time of a step, batch 1")
+    if ours and theirs:
+        yield "50 steps, batch 1: torch.compile's time over TensorRT's", theirs.value / ours.value, "≥ 1.2"
+    if host:
+        yield "host time of a step, batch 1, in per cent of it", host.value, "≤ 1"
+    if ours and ours.p99:
+        yield "50 steps, batch 1: p99 over p50", ours.p99 / ours.value, "≤ 1.05"
+
+
+def verdict(done: dict[str, Any]) -> list[str]:
+    """What is wrong."""
+    rows = [Row(**values) for section in done.values() for values in section["rows"] or ()]
+    wrong = [row.what for row in rows if row.good is False]
+    wrong += [what for what, value, limit in bars(done) if (value >= float(limit[2:])) != limit.startswith("≥")]
+    wrong += [name for name, section in done.items() if section["why"].startswith("failed")]
+    for what in wrong:
+        print(f"wrong: {what}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""What scripts/gpu_check.py checks and times, one function a section; each runs in a process of its own.
+
+A section returns rows.  A row with a limit has passed or failed; the others are figures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from gpu_timing import DEMO, Row, Settings, latencies
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPT, SEED, GUIDANCE = "a large red star on a blue background", 5, 4.0
+# torch.manual_seed(0); torch.randn(8, device="cuda"), on any GPU, as printed: to five digits
+KNOWN_NOISE = (-0.92466, -0.42534, -2.6438, 0.14518, -0.12087, -0.57972, -0.62285, -0.32839)
+
+
+# ---- what is right ---------------------------------------------------------------------------------------------------
+
+
+def noise(settings: Settings) -> Iterator[Row]:
+    """--rng cuda against known values, and against this GPU's torch where there is one."""
+    from sd_runtime.noise import CUDAGenerator
+
+    ours = CUDAGenerator(0).randn((8,))
+    yield Row("noise: 8 known CUDA values, largest difference", float(np.abs(ours - KNOWN_NOISE).max()), "", 6e-5)
+    if not settings.dry and importlib.util.find_spec("torch"):
+        import torch
+
+        generator = torch.Generator("cuda").manual_seed(7)
+        theirs = torch.randn((4, 4, 64, 64), generator=generator, device="cuda").cpu().numpy()
+        difference = float(np.abs(CUDAGenerator(7).randn((4, 4, 64, 64)) - theirs).max())
+        yield Row("noise: 65536 values of this GPU's torch, largest difference", difference, "", 1e-5)
+
+
+def demo_export(settings: Settings) -> Iterator[Row]:
+    from sd_export.request import ExportRequest
+    from sd_export.stages import export
+
+    precisions: tuple[Literal["fp32", "fp16"], ...] = ("fp32",) if settings.dry else ("fp32", "fp16")
+    for precision in precisions:
+        start = time.perf_counter()
+        export(ExportRequest("demo", output=settings.work / f"demo-{precision}", precision=precision))
+        yield Row(f"demo: export {precision}", time.perf_counter() - start, "s")
+
+
+def demo_onnxruntime(settings: Settings) -> Iterator[Row]:
+    for bundle, error, likeness in (
+        (settings.work / "demo-fp32", 1e-4, 45.0),
+        (settings.work / "demo-fp16", 2e-2, 25.0),
+    ):
+        if bundle.is_dir():
+            yield from _right(settings, bundle, "onnxruntime", error, likeness)
+
+
+def demo_tensorrt(settings: Settings) -> Iterator[Row]:
+    for precision, error, likeness in (("fp32", 1e-3, 40.0), ("fp16", 2e-2, 25.0)):
+        if (settings.work / f"demo-{precision}").is_dir():
+            bundle, seconds = _with_engines(settings.work / f"demo-{precision}", "--size", "128x128")
+            yield Row(f"demo {precision}, tensorrt: build", seconds, "s")
+            yield from _right(settings, bundle, "tensorrt", error, likeness)
+
+
+def _right(settings: Settings, bundle: Path, library: str, error: float, likeness: float) -> Iterator[Row]:
+    """Components against ONNX Runtime on the CPU, a picture against diffusers on this device."""
+    from sd_runtime import Pipeline
+    from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+    label = f"{bundle.name.replace('-tensorrt', '')}, {library}"
+    random = np.random.default_rng(0)
+    with Pipeline.load(bundle, device=settings.device) as pipeline:
+        for name in ("text_encoder", "unet", "vae_decoder"):
+            graph = pipeline.bundle.component(name).graph()
+            feeds = {spec.name: _values(spec.name, spec.dtype, spec.shape, random) for spec in graph.inputs}
+            folder = pipeline.bundle.path(graph.path).parent
+            reference = OnnxRuntimeEngine(pipeline.bundle.read(graph.path), folder, graph.inputs, graph.outputs)
+            output = next(iter(graph.outputs)).name
+            expected = reference.run(dict(feeds))[output]
+            got = pipeline.components.engine(name).run(dict(feeds))[output]
+            reference.close()
+            difference = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+            yield Row(f"{label}: {name}, relative difference to the CPU", difference, "", error)
+        drawn = pipeline(PROMPT, seed=SEED, num_inference_steps=10, guidance_scale=GUIDANCE, scheduler="ddim")
+    if importlib.util.find_spec("diffusers"):
+        ours, theirs = (np.asarray(p, np.float64) for p in (drawn.images[0], _diffusers_picture(settings.device)))
+        decibels = float(10 * np.log10(255**2 / max(float(((ours - theirs) ** 2).mean()), 1e-10)))
+        yield Row(f"{label}: picture like diffusers'", decibels, "dB", likeness, at_least=True)
+
+
+def _values(name: str, dtype: str, shape: tuple[Any, ...], random: np.random.Generator) -> Any:
+    sizes = {"latent_height": 16, "latent_width": 16, "sequence_length": 77, "batch": 2}
+    shape = tuple(axis if isinstance(axis, int) else sizes[axis.symbol] for axis in shape)
+    if name == "timestep":
+        return np.full(shape, 501, np.float32)
+    return random.integers(0, 256, shape) if dtype == "int64" else random.standard_normal(shape, np.float32)
+
+
+def _diffusers_picture(device: str) -> Any:
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(DEMO).to(device, torch.float32)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(SEED)
+    return pipe(PROMPT, num_inference_steps=10, guidance_scale=GUIDANCE, generator=generator).images[0]
+
+
+# ---- what is fast ----------------------------------------------------------------------------------------------------
+
+
+def sd15_export(settings: Settings) -> Iterator[Row]:
+    """Random weights: arithmetic takes as long on them as on any."""
+    from sd_export.request import ExportRequest
+    from sd_export.stages import export
+    from true_size import make_checkpoint
+
+    if not (settings.checkpoint / "model_index.json").exists():
+        make_checkpoint(settings.checkpoint)
+    start = time.perf_counter()
+    precision: Literal["fp32", "fp16"] = "fp32" if settings.dry else "fp16"
+    export(ExportRequest(str(settings.checkpoint), output=settings.work / "sd15", precision=precision))
+    yield Row("sd15: export", time.perf_counter() - start, "s")
+
+
+def sd15_onnxruntime(settings: Settings) -> Iterator[Row]:
+    yield from _fast(settings, settings.work / "sd15", "onnxruntime")
+
+
+def sd15_tensorrt(settings: Settings) -> Iterator[Row]:
+    side, batches = settings.sides, ",".join(map(str, settings.batches))
+    bundle, seconds = _with_engines(
+        settings.work / "sd15", "--size", f"{side}x{side}", "--batch", batches, "--no-fallback"
+    )
+    yield Row("sd15, tensorrt: build", seconds, "s")
+    yield from _fast(settings, bundle, "tensorrt")
+
+
+def _with_engines(source: Path, *flags: str) -> tuple[Path, float]:
+    """A copy of a bundle (hard links) with engines for this machine, and the seconds that building took."""
+    bundle = source.with_name(f"{source.name}-tensorrt")
+    if not bundle.exists():
+        partial = bundle.with_name(f".{bundle.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial, copy_function=os.link)
+        (partial / "manifest.json").unlink()  # it will differ
+        shutil.copy(source / "manifest.json", partial)
+        partial.rename(bundle)
+    start = time.perf_counter()
+    command = [sys.executable, "-c", "import sys; from sd_export.cli import main; sys.exit(main(sys.argv[1:]))"]
+    done = subprocess.run([*command, "build", str(bundle), *flags], check=False)
+    if done.returncode:
+        raise SystemExit(f"building engines for {source.name} failed; see above")
+    return bundle, time.perf_counter() - start
+
+
+def _fast(settings: Settings, bundle: Path, library: str) -> Iterator[Row]:
+    from sd_export.build_check import milliseconds
+    from sd_runtime import Pipeline
+    from sd_runtime.engines.device import DeviceEngine
+
+    label, side = f"sd15, {library}", settings.sides
+    yield Row(f"{label}: new process to picture on disk, {settings.steps[0]} steps", _cold(settings, bundle), "s")
+    start = time.perf_counter()
+    with Pipeline.load(bundle, device=settings.device) as pipeline:
+        yield Row(f"{label}: load", time.perf_counter() - start, "s")
+
+        def draw(steps: int, batch: int) -> None:
+            pipeline(PROMPT, seed=SEED, num_inference_steps=steps, num_images_per_prompt=batch, height=side, width=side)
+
+        yield from latencies(settings, label, draw)
+        decoder = pipeline.components.engine("vae_decoder")
+        if isinstance(decoder, DeviceEngine):
+            latents = np.random.default_rng(0).standard_normal((1, 4, side // 8, side // 8), np.float32)
+            yield Row(f"{label}: VAE decoder, one picture", milliseconds(decoder, {"latent_sample": latents}), "ms")
+
+
+def _cold(settings: Settings, bundle: Path) -> float:
+    code = "import sys; from sd_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    with tempfile.TemporaryDirectory() as folder:
+        size = [f"--{name}={settings.sides}" for name in ("width", "height")]
+        flags = [
+            "--model",
+            str(bundle),
+            "--device",
+            settings.device,
+            "--steps",
+            str(settings.steps[0]),
+            *size,
+            "--quiet",
+        ]
+        command = [sys.executable, "-c", code, PROMPT, *flags, "--output", str(Path(folder, "picture.png"))]
+        start = time.perf_counter()
+        subprocess.run(command, check=True)
+        return time.perf_counter() - start
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
+
+
+def diffusers_eager(settings: Settings) -> Iterator[Row]:
+    yield from latencies(settings, "sd15, diffusers eager", _peer(settings, compiled=False))
+
+
+def torch_compile(settings: Settings) -> Iterator[Row]:
+    """As its users run it: channels last, max-autotune, batch 1 only, for every shape compiles anew."""
+    draw = _peer(settings, compiled=True)
+    start = time.perf_counter()
+    draw(settings.steps[0], 1)
+    yield Row("sd15, torch.compile: compilation", time.perf_counter() - start, "s")
+    yield from latencies(settings, "sd15, torch.compile", draw, batches=(1,))
+
+
+def _peer(settings: Settings, *, compiled: bool) -> Callable[[int, int], object]:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    dtype = torch.float32 if settings.dry else torch.float16
+    pipe = StableDiffusionPipeline.from_pretrained(settings.checkpoint, safety_checker=None)
+    pipe = pipe.to(settings.device, dtype)
+    pipe.set_progress_bar_config(disable=True)
+    if compiled:
+        for network in (pipe.unet, pipe.vae):
+            network.to(memory_format=torch.channels_last)
+        pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
+        pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
+
+    def draw(steps: int, batch: int) -> object:
+        generator = torch.Generator().manual_seed(SEED)
+        size = {"height": settings.sides, "width": settings.sides}
+        return pipe(PROMPT, num_inference_steps=steps, num_images_per_prompt=batch, generator=generator, **size)
+
+    return draw

@@ -1,0 +1,101 @@
+"""What the sections of scripts/gpu_check.py share: settings, rows, and the timing of whole pictures."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+DEMO = Path(__file__).resolve().parent.parent / "export" / "sd_export" / "demo_checkpoint"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the checkpoints and bundles are kept, and whether this is only a rehearsal on a CPU."""
+
+    work: Path
+    dry: bool
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        return "cpu" if self.dry else "cuda"
+
+    @property
+    def sides(self) -> int:
+        return 128 if self.dry else 512
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        return (2, 3, 4) if self.dry else (20, 30, 50)
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        return (1, 2) if self.dry else (1, 4)
+
+    @property
+    def seconds(self) -> float:
+        """How long one latency may be measured."""
+        return 2.0 if self.dry else 15.0
+
+    @property
+    def checkpoint(self) -> Path:
+        """Of Stable Diffusion 1.5's sizes; the rehearsal makes do with the demo's."""
+        return DEMO if self.dry else self.work / "checkpoint"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `limit` is the most (or with `at_least` the least) that is right.  Where the value is the
+    median of some runs, p95 and p99 are their other percentiles."""
+
+    what: str
+    value: float
+    unit: str
+    limit: float | None = None
+    at_least: bool = False
+    runs: int = 1
+    p95: float | None = None
+    p99: float | None = None
+
+    @property
+    def good(self) -> bool | None:
+        if self.limit is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+def latencies(
+    settings: Settings, label: str, draw: Callable[[int, int], object], batches: Sequence[int] = ()
+) -> Iterator[Row]:
+    """Percentiles for every number of steps and batch; from their differences, what one step takes."""
+    few, _, many = settings.steps
+    for batch in batches or settings.batches:
+        walls, hosts = {}, {}
+        for steps in settings.steps:
+            draw(steps, batch)  # memory for these shapes, recordings
+            times, host = repeat(partial(draw, steps, batch), settings.seconds)
+            walls[steps], hosts[steps] = times, host
+            p50, p95, p99 = (float(p) for p in np.quantile(times, (0.5, 0.95, 0.99)))
+            yield Row(f"{label}: {steps} steps, batch {batch}", p50, "s", runs=len(times), p95=p95, p99=p99)
+        step = (statistics.median(walls[many]) - statistics.median(walls[few])) / (many - few)
+        on_host = (hosts[many] - hosts[few]) / (many - few)
+        if step > 0:  # a rehearsal of a few steps may be all noise
+            yield Row(f"{label}: one step, batch {batch}", step * 1e3, "ms")
+            yield Row(f"{label}: host time of a step, batch {batch}", max(on_host, 0) / step * 100, "% of it")
+
+
+def repeat(work: Callable[[], object], seconds: float) -> tuple[list[float], float]:
+    """Wall-clock times of 5 to 40 runs, and the mean processor time that this thread spent on one."""
+    times: list[float] = []
+    begun, host = time.perf_counter(), time.thread_time()
+    while len(times) < 5 or (time.perf_counter() - begun < seconds and len(times) < 40):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times, (time.thread_time() - host) / len(times)

@@ -1,0 +1,73 @@
+"""scripts/gpu_check.py without a GPU: it starts, skips what is not there, goes on where it stopped, judges rightly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gpu_check
+import pytest
+from gpu_check import bars, main, verdict
+from gpu_timing import Row, Settings, latencies
+
+
+def run(work: Path, *flags: str) -> int:
+    return main(["--dry-run", "--work", str(work), *flags])
+
+
+def test_a_rehearsal_says_what_it_cannot_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--only", "noise", "sd15-tensorrt", "torch-compile", "--json", str(tmp_path / "out.json")) == 0
+    said = capfd.readouterr().out
+    assert "noise: 8 known CUDA values, largest difference" in said and "≤ 6e-05 ok" in said
+    assert "-- sd15-tensorrt: skipped, " in said and "-- torch-compile: skipped, not rehearsed" in said
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["machine"]["gpu"] == "rehearsal on a CPU"
+    assert written["sections"]["noise"]["rows"][0]["limit"] == 6e-5
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempted = []
+
+    def attempt(section: gpu_check.Section, *_: object) -> dict[str, object]:
+        attempted.append(section.name)
+        return {"rows": [] if section.name == "noise" else None, "why": "", "seconds": 0.0}
+
+    monkeypatch.setattr(gpu_check, "attempt", attempt)
+    for _ in range(2):
+        run(tmp_path, "--only", "noise", "demo-export")
+    assert attempted == ["noise", "demo-export", "demo-export"]
+    run(tmp_path, "--only", "noise", "--fresh")
+    assert attempted[3:] == ["noise"]
+
+
+def test_no_section_is_started_that_would_end_too_late(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--only", "noise", "--minutes", "0.25") == 0
+    assert "-- noise: skipped, no time left: start again to go on" in capfd.readouterr().out
+
+
+def test_promises_are_judged() -> None:
+    def done(**changed: float) -> dict[str, object]:
+        values = {"ours": 0.5, "p99": 0.52, "theirs": 0.7, "host": 0.4} | changed
+        rows = [
+            Row("sd15, tensorrt: 50 steps, batch 1", values["ours"], "s", runs=20, p95=0.51, p99=values["p99"]),
+            Row("sd15, torch.compile: 50 steps, batch 1", values["theirs"], "s"),
+            Row("sd15, tensorrt: host time of a step, batch 1", values["host"], "% of it"),
+            Row("noise", 1.0, "", limit=changed.get("limit", 2.0)),
+        ]
+        return {"one": {"rows": [vars(row) for row in rows], "why": ""}}
+
+    assert [round(value, 2) for _, value, _ in bars(done())] == [1.4, 0.4, 1.04]
+    assert not verdict(done())
+    assert verdict(done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over TensorRT's"]
+    assert verdict(done(p99=0.6)) == ["50 steps, batch 1: p99 over p50"]
+    assert verdict(done(host=1.5)) == ["host time of a step, batch 1, in per cent of it"]
+    assert verdict(done(limit=0.5)) == ["noise"]
+    assert verdict({"two": {"rows": None, "why": "failed with exit code 1; see above"}}) == ["two"]
+
+
+def test_a_step_is_the_difference_between_many_and_few(tmp_path: Path) -> None:
+    drawn: list[tuple[int, int]] = []
+    rows = list(latencies(Settings(tmp_path, dry=True), "x", lambda *call: drawn.append(call), batches=(1,)))
+    assert {row.what for row in rows} >= {"x: 2 steps, batch 1", "x: 4 steps, batch 1"}
+    assert rows[0].runs == 40 and rows[0].p99 is not None and rows[0].p95 is not None
+    assert set(drawn) == {(2, 1), (3, 1), (4, 1)}
