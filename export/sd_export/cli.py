@@ -39,6 +39,7 @@ def build_parser() -> ArgumentParser:
     add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
     add("--tensorrt", action="store_true", help="then build engines for the GPU at hand, as sd-export build does")
+    add("--no-verify", action="store_true", help="do not compare the bundle with torch; its manifest will say so")
     add("--force", action="store_true", help="replace a bundle that is already there")
     add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
     return parser
@@ -62,6 +63,7 @@ def _run(args: argparse.Namespace) -> None:
         components=tuple(args.components.split(",")) if args.components is not None else None,
         vae=args.vae,
         taesd=args.taesd,
+        verify=not args.no_verify,
         force=args.force,
     )
     if args.tensorrt:

@@ -26,6 +26,7 @@ class ExportRequest:
     components  which networks, each once, in any order; None is all that the checkpoint has
     vae         another VAE in the place of the checkpoint's own: a hub id, a folder, or a .safetensors file
     taesd       a tiny autoencoder, whose decoder is added as a fast one: a hub id or a folder
+    verify      compare the bundle with torch before it is published, and store reference tensors in it
     force       replace a bundle that is there already
     """
 
@@ -36,6 +37,7 @@ class ExportRequest:
     components: tuple[str, ...] | None = None
     vae: str | None = None
     taesd: str | None = None
+    verify: bool = True
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -12,12 +12,22 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sd_runtime.errors import BundleError, DependencyError, ExportError
 from sd_runtime.locations import bundle_home
-from sd_runtime.manifest import MANIFEST, Component, Defaults, Latent, Manifest, Source, record_file
+from sd_runtime.manifest import (
+    MANIFEST,
+    Component,
+    Defaults,
+    Latent,
+    Manifest,
+    Source,
+    Verification,
+    record_file,
+)
 from sd_runtime.schema import from_json
 
 from . import pack
@@ -27,6 +37,7 @@ from .signature import Sizes
 from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
 from .source.architecture import pipeline_class, usual_settings
 from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER, TAESD
+from .verify.reference import TENSORS, Reference
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
 VERSIONS = ("sd-lean", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")  # they shape the graphs
@@ -37,7 +48,7 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
     """Export a checkpoint and return the bundle's folder.  The whole flow:
 
         model → Checkpoint → for each component: module → traced graph (→ float16) → .onnx + .safetensors → checked
-              → configs, tokenizer, manifest → synced and renamed into place
+              → configs, tokenizer, manifest → compared with torch → synced and renamed into place
 
     A complete bundle of the same checkpoint, precision and components is left as it is.  ExportError, UsageError and
     DependencyError say what is in the way; then nothing has changed at the target."""
@@ -46,7 +57,7 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
         with progress.stage("checkpoint"):
             checkpoint = _resolve(request, quiet=quiet)
         names = _components(request, checkpoint)
-        progress.expect(1 + STAGES_PER_COMPONENT * len(names))
+        progress.expect(1 + 2 * request.verify + STAGES_PER_COMPONENT * len(names))
         target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
         with pack.locked(target, progress.note):
             if not request.force and _is_current(target, request, names, checkpoint):
@@ -55,10 +66,14 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
             _refuse_to_overwrite(target, force=request.force)
             with pack.staged(target) as folder:
                 components = _export_components(names, request, checkpoint, folder, progress)
+                reference = _store_reference(names, checkpoint, folder, progress) if request.verify else None
                 with progress.stage("pack"):
                     _write_configs(checkpoint, names, folder)
                     manifest = _manifest(request, checkpoint, components, folder)
                     (folder / MANIFEST).write_bytes(manifest.to_bytes())
+                if reference is not None:
+                    verified = replace(manifest, verification=_verify(folder, reference, progress))
+                    (folder / MANIFEST).write_bytes(verified.to_bytes())
     return target
 
 
@@ -99,6 +114,20 @@ def _export_components(
     return networks | export_loop(checkpoint, names, folder)
 
 
+def _store_reference(names: tuple[str, ...], checkpoint: Checkpoint, folder: Path, progress: Progress) -> Reference:
+    from .verify.stage import store_reference
+
+    with progress.stage("reference", folder / TENSORS):
+        return store_reference(checkpoint, names, _defaults(checkpoint, Sizes.of(checkpoint.configs)), folder)
+
+
+def _verify(folder: Path, reference: Reference, progress: Progress) -> Verification:
+    from .verify.stage import verify_bundle
+
+    with progress.stage("verify"):
+        return verify_bundle(folder, reference)
+
+
 def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], checkpoint: Checkpoint) -> bool:
     """Whether `target` is already what the request asks for, made by this version: every file there, of its size."""
     try:
@@ -111,6 +140,7 @@ def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], ch
         and manifest.precision == request.precision
         and {n for n, c in manifest.components.items() if c.weights is not None} == set(names)
         and manifest.exporter == _exporter()
+        and (not request.verify or (manifest.verification is not None and not manifest.verification.skipped))
         and all((target / n).is_file() and (target / n).stat().st_size == f.size for n, f in manifest.files.items())
     )
 
@@ -186,6 +216,7 @@ def _manifest(
         components=components,
         files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
         exporter=_exporter(),
+        verification=None if request.verify else Verification(skipped=True),
     )
 
 
