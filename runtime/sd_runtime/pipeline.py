@@ -269,16 +269,24 @@ class Pipeline:
         self.plan(request)
 
     def guidance(self, request: Request) -> Guidance:
-        """How the request's pictures are guided: the UNet says whether it does that itself."""
-        widths = [spec.shape[1] for spec in self.components.engine("unet").inputs if spec.name == "timestep_cond"]
-        width = widths[0] if widths else None
-        assert width is None or isinstance(width, int)
-        return Guidance(request.guidance_scale, request.guidance_rescale, width)
+        """How the request's pictures are guided: the UNet's inputs tell whether it does that itself."""
+        return Guidance(request.guidance_scale, request.guidance_rescale, self._guidance_width())
+
+    def _guidance_width(self) -> int | None:
+        """Of the embedding by which the UNet is told the guidance scale; None: it is not told."""
+        told = [spec.ranges[1][1] for spec in self.components.engine("unet").inputs if spec.name == "timestep_cond"]
+        return told[0] if told else None
 
     def plan(self, request: Request) -> SamplingPlan:
         """The request's sampler and steps as a table."""
         strength = 1.0 if request.strength is None else request.strength
-        return make_plan(self.scheduler(request), request.num_inference_steps, strength=strength, eta=request.eta)
+        return make_plan(
+            self.scheduler(request),
+            request.num_inference_steps,
+            strength=strength,
+            eta=request.eta,
+            keep_steps=self._guidance_width() is not None,
+        )
 
     def _unet_ranges(self) -> tuple[tuple[int, int], ...]:
         """Smallest and largest size of the UNet's input: rows, channels, height and width in latent cells."""

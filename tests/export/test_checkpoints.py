@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_checkpoints
 from demo_reference import generators, psnr
-from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, LatentConsistencyModelImg2ImgPipeline
 from sd_export.request import ExportRequest
 from sd_export.stages import export
 from sd_runtime import Bundle, Pipeline, Result, make_request
@@ -67,7 +67,8 @@ def sd2(place: Path) -> Exported:
 def lcm(place: Path) -> Exported:
     folder = place / "lcm"
     tiny_checkpoints.latent_consistency_model(folder)
-    return Exported(folder, export(ExportRequest(str(folder), output=place / "lcm-bundle", components=NEEDED)))
+    components = (*NEEDED, "vae_encoder")
+    return Exported(folder, export(ExportRequest(str(folder), output=place / "lcm-bundle", components=components)))
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +292,17 @@ def test_latent_consistency_models_are_told_the_guidance(lcm_pipe: Pipeline) -> 
     assert not lcm_pipe.guidance(request).on  # one row a picture
     told = lcm_pipe(PROMPT, seed=1), lcm_pipe(PROMPT, seed=1, guidance_scale=2.0)
     assert not np.array_equal(told[0].latents, told[1].latents)
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.5), (1, 0.8)])
+def test_latent_consistency_model_changes_a_picture(
+    lcm: Exported, lcm_pipe: Pipeline, steps: int, strength: float
+) -> None:
+    """All steps are taken, whatever the strength."""
+    reference = LatentConsistencyModelImg2ImgPipeline.from_pipe(load_reference(lcm.checkpoint))
+    picture = np.random.default_rng(0).uniform(0, 1, (64, 72, 3)).astype(np.float32)
+    settings = {"num_inference_steps": steps, "strength": strength, "guidance_scale": 8.5}
+    theirs = reference(PROMPT, image=picture, generator=generators(7), output_type="np", **settings).images
+    ours = lcm_pipe(PROMPT, image=picture, seed=7, **SIZE, **settings)
+    assert psnr(ours.arrays, theirs) >= 80
+    assert len(lcm_pipe.plan(ours.request)) == steps

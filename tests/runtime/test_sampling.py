@@ -375,3 +375,21 @@ def test_tail_of_a_tail() -> None:
     path = make_path(config("euler"), NoiseSchedule.from_config(STABLE_DIFFUSION), 20)
     assert path.tail(3).tail(4).skipped == 7
     assert path.tail(3).tail(4).planned == 20
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(4, 1.0), (4, 0.5), (1, 0.8), (8, 0.3), (5, 0.37)])
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_steps_kept_at_a_strength_are_diffusers(name: str, steps: int, strength: float) -> None:
+    from diffusers import LCMScheduler, TCDScheduler
+
+    theirs = (LCMScheduler if name == "lcm" else TCDScheduler)()
+    theirs.set_timesteps(steps, strength=strength)
+    plan = make_plan(config(name), steps, strength=strength, keep_steps=True)
+    assert plan.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+def test_steps_kept_at_a_strength_have_room() -> None:
+    with pytest.raises(UsageError, match="strength: got 0.05, accepted at least 0.08 at 4 steps; fewer steps"):
+        make_plan(config("lcm"), 4, strength=0.05, keep_steps=True)
+    kept, cut = (make_plan(config("euler"), 10, strength=0.5, keep_steps=keep) for keep in (True, False))
+    assert kept.timesteps.tolist() == cut.timesteps.tolist()  # other samplers do not know it

@@ -32,35 +32,52 @@ DPM_FAMILY = (
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
 )
+DISTILLED = ("LCMScheduler", "TCDScheduler")
 DEFAULT_ETA = {"DDIMScheduler": 0.0, "TCDScheduler": 0.3}
 
 
 @lru_cache(maxsize=64)
 def make_plan(
-    config: SchedulerConfig, num_inference_steps: int, *, strength: float = 1.0, eta: float | None = None
+    config: SchedulerConfig,
+    num_inference_steps: int,
+    *,
+    strength: float = 1.0,
+    eta: float | None = None,
+    keep_steps: bool = False,
 ) -> SamplingPlan:
     """The plan of a text-to-image run, or of an image-to-image run that starts at `strength` (0 … 1] of the noise.
 
     num_inference_steps counts the whole path; strength s leaves int(s · num_inference_steps) steps of it, as diffusers
-    does.  eta, 0 … 1: how much fresh noise DDIM (default 0) and TCD (default 0.3) add; the others have none to set.
+    does.  With `keep_steps`, which LCM and TCD alone heed, all steps are spread over what strength leaves of the path,
+    as in diffusers' pipeline for latent consistency models.  eta, 0 … 1: how much fresh noise DDIM (default 0) and TCD
+    (default 0.3) add; the others have none to set.
     Plans are cached, and shared: their arrays are read-only.  UsageError if the sampler cannot do this many steps.
     """
-    step, path = make_sampler(config, num_inference_steps, strength=strength, eta=eta)
+    step, path = make_sampler(config, num_inference_steps, strength=strength, eta=eta, keep_steps=keep_steps)
     return compile_plan(step, path, config.prediction_type)
 
 
 def make_sampler(
-    config: SchedulerConfig, num_inference_steps: int, *, strength: float = 1.0, eta: float | None = None
+    config: SchedulerConfig,
+    num_inference_steps: int,
+    *,
+    strength: float = 1.0,
+    eta: float | None = None,
+    keep_steps: bool = False,
 ) -> tuple[Step, SamplingPath]:
     """The step function and the path that `make_plan` compiles."""
     check_steps(config, num_inference_steps)
-    skip = num_inference_steps - steps_at_strength(num_inference_steps, strength)
+    check_strength(strength)
+    if keep_steps and config.class_name in DISTILLED:
+        skip, share = 0, strength
+    else:
+        skip, share = num_inference_steps - steps_at_strength(num_inference_steps, strength), 1.0
     schedule = NoiseSchedule.from_config(config)
     if not (np.diff(schedule.sigmas, prepend=0) > 0).all():
         raise BundleError(
             "training noise schedule", got=config.beta_schedule, accepted="σ that rises at every timestep"
         )
-    path = make_path(config, schedule, num_inference_steps, skip)
+    path = make_path(config, schedule, num_inference_steps, skip, share)
     if path.sigmas[0] > 1e9 and config.prediction_type == "epsilon":
         raise UsageError(
             "a schedule of zero terminal SNR cannot start from epsilon predictions",
@@ -106,8 +123,10 @@ def make_step(config: SchedulerConfig, eta: float | None = None) -> Step:
     return steps[config.class_name]
 
 
-def make_path(config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip: int = 0) -> SamplingPath:
-    """The path of a configuration, without its first `skip` steps."""
+def make_path(
+    config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip: int = 0, share: float = 1.0
+) -> SamplingPath:
+    """The path of a configuration, without its first `skip` steps; of LCM and TCD within the last `share` of it."""
     name, spacing, offset = config.class_name, config.timestep_spacing, config.steps_offset
     lowest = float(schedule.sigmas[0])
     table_end = 0.0 if config.set_alpha_to_one else lowest
@@ -121,9 +140,9 @@ def make_path(config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip
         path = ddim_path(schedule, count, spacing, offset, final_sigma=table_end)
     elif name == "DDPMScheduler":
         path = ddpm_path(schedule, count, spacing, offset)
-    elif name in ("LCMScheduler", "TCDScheduler"):
+    elif name in DISTILLED:
         final = lowest if name == "TCDScheduler" else 0.0
-        path = distilled_path(schedule, count, config.original_inference_steps, final_sigma=final)
+        path = distilled_path(schedule, count, config.original_inference_steps, final_sigma=final, share=share)
     elif name in DPM_FAMILY:
         final = lowest if name == "DEISMultistepScheduler" else final
         rounded = not config.use_exponential_sigmas
@@ -137,7 +156,7 @@ def make_path(config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip
 def check_steps(config: SchedulerConfig, count: int) -> None:
     """UsageError unless the sampler has a path of `count` steps."""
     most = config.num_train_timesteps
-    if config.class_name in ("LCMScheduler", "TCDScheduler"):
+    if config.class_name in DISTILLED:
         most = config.original_inference_steps
     elif config.class_name in DPM_FAMILY:
         most -= 1  # n + 1 different timesteps
@@ -145,10 +164,13 @@ def check_steps(config: SchedulerConfig, count: int) -> None:
         raise UsageError(f"num_inference_steps for {config.label}", got=count, accepted=f"1 to {most}")
 
 
-def steps_at_strength(count: int, strength: float) -> int:
-    """How many of `count` steps image-to-image at `strength` takes."""
+def check_strength(strength: float) -> None:
     if not 0 < strength <= 1:
         raise UsageError("strength", got=strength, accepted="more than 0, up to 1")
+
+
+def steps_at_strength(count: int, strength: float) -> int:
+    """How many of `count` steps image-to-image at `strength` takes."""
     steps = min(int(count * strength), count)
     if steps < 1:
         raise UsageError("strength", got=strength, accepted=f"at least {1 / count:.3g} at {count} steps")

@@ -144,13 +144,18 @@ def pndm_path(
     return replace(path, skipped=skip)
 
 
-def distilled_path(schedule: NoiseSchedule, count: int, original_steps: int, *, final_sigma: float) -> SamplingPath:
-    """LCM and TCD: n timesteps spread over the `original_steps` that the student was distilled on.
+def distilled_path(
+    schedule: NoiseSchedule, count: int, original_steps: int, *, final_sigma: float, share: float = 1.0
+) -> SamplingPath:
+    """LCM and TCD: n timesteps spread over the last `share` of the `original_steps` that the student was distilled on.
 
     Luo et al. 2023, arXiv 2310.04378, section 4.3 (skipping-step); Zheng et al. 2024, arXiv 2402.19159."""
-    stride = schedule.num_train_timesteps // original_steps
-    grid = (np.arange(1, original_steps + 1) * stride - 1)[::-1].astype(np.float64)
-    timesteps = grid[np.floor(np.linspace(0, original_steps, count, endpoint=False)).astype(int)]
+    stride, visited = schedule.num_train_timesteps // original_steps, int(original_steps * share)
+    if visited < count:
+        least = count / original_steps
+        raise UsageError("strength", got=share, accepted=f"at least {least:.3g} at {count} steps", remedy="fewer steps")
+    grid = (np.arange(1, visited + 1) * stride - 1)[::-1].astype(np.float64)
+    timesteps = grid[np.floor(np.linspace(0, visited, count, endpoint=False)).astype(int)]
     return table_path(schedule, timesteps, np.append(timesteps[1:], -1), final_sigma=final_sigma)
 
 
