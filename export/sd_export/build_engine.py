@@ -61,7 +61,8 @@ def build_engine(
     except ExportError:
         raise
     except Exception as error:  # TensorRT's and polygraphy's exceptions have no common base but Exception
-        raise explain(label, log.errors or [str(error)]) from error
+        starved = [warning for warning in log.warnings if "nsuf" in warning]  # "insuficient memory", as it is spelt
+        raise explain(label, [*starved, *log.errors] or [str(error)]) from error
 
 
 def import_tensorrt() -> None:

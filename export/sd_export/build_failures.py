@@ -46,7 +46,7 @@ KNOWN = (
         "close what else uses the GPU, ask for a smaller --batch or --size, or build with --no-fallback",
     ),
     _Known(
-        r"[Ii]nsufficient workspace|[Tt]actic .* requested .*[Ww]orkspace",
+        r"[Ii]nsuff?icient (?:workspace|memory on requested)|[Tt]actic .* requested .*[Ww]orkspace",
         "the memory set aside for the layers' scratch space is too small",
         "close what else uses the GPU, or give more with --workspace",
     ),
@@ -68,7 +68,8 @@ KNOWN = (
 )
 
 _NODE = re.compile(
-    r"(?:for node |[Nn]ode name: |with name: |node: )\{?(.+?)\}?(?:\.(?:\s|$)| due to| \[| and operator|$)"
+    r"(?:for node |[Nn]ode name: |with name: |node: )\{?(.+?)\}?(?:\.\)|\.?(?:\s|$)| due to| \[| and operator)",
+    re.MULTILINE,
 )
 
 

@@ -333,6 +333,17 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
             "range of shapes",
             "--size",
         ),
+        (
+            "[optimizer.cpp::computeCosts::2011] Error Code 10: Internal Error (Could not find any implementation for "
+            "node ArgMax_260.)",
+            "no kernel for a layer, at ArgMax_260 (",
+            "--workspace",
+        ),
+        (
+            "Skipping tactic 0 due to insuficient memory on requested size of 1170309120 detected for tactic 0.",
+            "scratch space is too small (",
+            "--workspace",
+        ),
         ("something never seen before", "something never seen before", ""),
     ],
 )

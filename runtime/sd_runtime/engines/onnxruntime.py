@@ -178,7 +178,8 @@ def _providers(ort: Any, device: Device) -> list[Any]:
         return ["CPUExecutionProvider"]
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels
-    return [("CUDAExecutionProvider", {"prefer_nhwc": "1", "use_tf32": "0"}), "CPUExecutionProvider"]
+    options = {"prefer_nhwc": "1", "use_tf32": "0", "enable_skip_layer_norm_strict_mode": "1"}  # sums in float32
+    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
 def translate(error: Exception, what: str) -> EngineError:
