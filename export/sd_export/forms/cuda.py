@@ -16,7 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .attention import use_multi_head_attention
-from .editor import Editor, attribute, needed, only_user, producer, static
+from .editor import Editor, attribute, needed, only_user, other_output, producer, static
 
 MICROSOFT = "com.microsoft"
 SPLIT_GELU_WIDTHS = (1280, 2560, 5120)  # the ones that BiasSplitGelu is compiled for
@@ -41,6 +41,7 @@ def _skip_layer_norm(editor: Editor) -> None:
             continue
         (first, bias), skip = _biased_first(addition)
         _, gamma, beta = node.inputs
+        wanted = _used_elsewhere(total, node)
         editor.before(node)
         normal = editor.add(
             "SkipLayerNormalization",
@@ -48,11 +49,12 @@ def _skip_layer_norm(editor: Editor) -> None:
             "skip",
             like=total,
             domain=MICROSOFT,
-            outputs=4,
+            also=("", "", "sum" if wanted else ""),  # neither mean nor deviation
             epsilon=attribute(node, "epsilon"),
         )
         editor.replace(node.outputs[0], normal)
-        _hand_on(editor, normal, 3, total)
+        if wanted:
+            editor.replace(total, other_output(normal, 3))
     editor.finish()
 
 
@@ -100,14 +102,13 @@ def _group_norm(editor: Editor) -> None:
         else:
             rows = skip if _rank(skip) == 2 else _channels_last(editor, skip, "skip")
             inputs = [_channels_last(editor, first, "input"), gamma, beta, rows]
+            wanted = _used_elsewhere(source, node)
+            also = ("sum",) if wanted else ()
             normal = editor.add(
-                "SkipGroupNorm", inputs, "normal", like=inputs[0], domain=MICROSOFT, outputs=2, **options
+                "SkipGroupNorm", inputs, "normal", like=inputs[0], domain=MICROSOFT, also=also, **options
             )
-            if any(user is not node for user, _ in source.uses()):
-                total = _hand_on(editor, normal, 1)
-                editor.replace(source, _channels_first(editor, total, source, "sum"))
-            else:
-                _forget(normal, 1)
+            if wanted:
+                editor.replace(source, _channels_first(editor, other_output(normal, 1), source, "sum"))
         editor.replace(result, _channels_first(editor, normal, result, "output"))
     editor.finish()
 
@@ -182,28 +183,9 @@ def _biased_first(addition: ir.Node) -> tuple[tuple[ir.Value, ir.Value | None], 
     return taken, second
 
 
-def _hand_on(editor: Editor, first: ir.Value, position: int, old: ir.Value | None = None) -> ir.Value:
-    """Output `position` of `first`'s node, of its type and shape; it takes the place of `old`, or is left unnamed where
-    nothing reads that."""
-    node = first.producer()
-    assert node is not None
-    total = node.outputs[position]
-    total.type, total.shape = first.type, first.shape
-    if old is not None:
-        for skipped in range(1, position):
-            _forget(first, skipped)
-        if old.uses():
-            editor.replace(old, total)
-        else:
-            _forget(first, position)
-    return total
-
-
-def _forget(first: ir.Value, position: int) -> None:
-    """Leave out an optional output."""
-    node = first.producer()
-    assert node is not None
-    node.outputs[position].name = ""
+def _used_elsewhere(value: ir.Value, node: ir.Node) -> bool:
+    """Whether anything but `node` reads `value`."""
+    return value.is_graph_output() or any(user is not node for user, _ in value.uses())
 
 
 def _rank(value: ir.Value) -> int:

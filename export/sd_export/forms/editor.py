@@ -48,22 +48,23 @@ class Editor:
         dtype: ir.DataType | None = None,
         shape: Shape = None,
         domain: str = "",
-        outputs: int = 1,
+        also: Sequence[str] = (),
         **attributes: Any,
     ) -> ir.Value:
-        """A new node; its first output, of the type and shape of `like` unless `dtype` and `shape` say otherwise."""
+        """A new node; its first output, of the type and shape of `like` unless `dtype` and `shape` say otherwise.
+
+        `also` names further outputs, which are of the same kind; those named "" are left out."""
         assert self._anchor is not None
         full_name = f"{self._anchor.name}/{name}"
-        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs, name=full_name)
-        for position, value in enumerate(node.outputs):
-            value.name = full_name if position == 0 else f"{full_name}:{position}"
-        output = node.outputs[0]
+        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=1 + len(also), name=full_name)
         dtype = dtype or (like.dtype if like is not None else None)
-        output.type = ir.TensorType(dtype) if dtype is not None else None
         chosen = shape if shape is not None or like is None else like.shape
-        output.shape = ir.Shape(chosen) if chosen is not None else None
+        for value, suffix in zip(node.outputs, (None, *also), strict=True):
+            value.name = full_name if suffix is None else suffix and f"{full_name}/{suffix}"
+            value.type = ir.TensorType(dtype) if dtype is not None else None
+            value.shape = ir.Shape(chosen) if chosen is not None else None
         self.graph.insert_before(self._anchor, node)
-        return output
+        return node.outputs[0]
 
     def constant(self, name: str, array: Array) -> ir.Value:
         """An initializer, one for each name; the same name means the same numbers."""
@@ -117,6 +118,13 @@ def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """The node that reads `value`, if it is the only one, of this operator, and `value` is not a result."""
     users = [node for node, _ in value.uses()]
     return users[0] if len(users) == 1 and users[0].op_type == op_type and not value.is_graph_output() else None
+
+
+def other_output(first: ir.Value, position: int) -> ir.Value:
+    """Another output of the node that makes `first`."""
+    node = first.producer()
+    assert node is not None
+    return node.outputs[position]
 
 
 def producer(value: ir.Value | None, op_type: str) -> ir.Node | None:
