@@ -149,15 +149,24 @@ def files() -> dict[str, bytes]:
 def resolve(hub, tmp_path):
     """resolve(model, revision=None, **environment) → the Checkpoint's fields, or {"error": …}, and {"log": …}."""
 
-    def run(model: str, revision: str | None = None, prelude: str = "", **environment: str) -> dict[str, Any]:
+    def run(
+        model: str,
+        revision: str | None = None,
+        prelude: str = "",
+        then: str = "",
+        safety_checker: bool = True,
+        **environment: str,
+    ) -> dict[str, Any]:
         code = f"""
 import json, sys
 {prelude}
-from sd_export.source import resolve_checkpoint
+from sd_export.source import resolve_checkpoint, with_taesd, with_vae
 from sd_runtime.errors import SDError
 try:
-    c = resolve_checkpoint({model!r}, revision={revision!r})
+    c = resolve_checkpoint({model!r}, revision={revision!r}, safety_checker={safety_checker})
+    {then}
     out = dict(id=c.id, name=c.name, revision=c.revision, files=dict(c.files))
+    out["parts"] = {{name: [part.id, part.revision, *part.files] for name, part in c.parts.items()}}
     out["weights"] = {{network: str(path) for network, path in c.weights.items()}}
 except SDError as error:
     out = dict(error=str(error), kind=type(error).__name__)
@@ -368,3 +377,43 @@ def test_cache_that_cannot_be_written(hub, files, resolve, tmp_path) -> None:
     hub.repos[MODEL] = files
     (tmp_path / "hf").mkdir(mode=0o500)
     assert "cannot be written" in resolve(MODEL)["error"]
+
+
+VAE = "someone/vae"
+VAE_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_another_vae_from_the_hub(hub, files, resolve, alone) -> None:
+    """Nothing else is fetched of its repository, and the second time nothing at all, with or without a network."""
+    hub.repos[MODEL] = files
+    hub.repos[VAE] = {name.removeprefix("vae/"): files[name] for name in files if name.startswith("vae/")}
+    if not alone:
+        hub.repos[VAE] = files
+    then = f"c = with_vae(c, {VAE!r})"
+    place = "" if alone else "vae/"
+    out = resolve(MODEL, then=then)
+    assert out["parts"] == {"vae": [VAE, COMMIT, *(place + name for name in VAE_FILES)]}
+    asked = {line.split("/resolve/")[1] for line in hub.requests if f"/{VAE}/resolve/" in line}
+    assert asked == {f"{COMMIT}/{place}{name}" for name in VAE_FILES}
+    assert resolve(MODEL, then=then, prelude=NO_NETWORK, **OFFLINE)["parts"] == out["parts"]
+
+
+def test_no_tiny_decoder_on_the_hub(hub, files, resolve) -> None:
+    hub.repos[MODEL] = hub.repos[VAE] = files
+    error = resolve(MODEL, then=f"c = with_taesd(c, {VAE!r})")["error"]
+    assert error == f"'{VAE}': got AutoencoderKL, accepted AutoencoderTiny"
+    hub.repos["someone/nothing"] = {"README.md": b""}
+    error = resolve(MODEL, then="c = with_taesd(c, 'someone/nothing')")["error"]
+    assert error == "'someone/nothing' has no AutoencoderTiny: accepted vae/config.json or config.json"
+
+
+def test_safety_checker_is_fetched_unless_it_is_not_wanted(hub, files, resolve) -> None:
+    index = json.loads(files["model_index.json"])
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    checker = {"safety_checker/config.json": b"{}", "feature_extractor/preprocessor_config.json": b"{}"}
+    weights = "safety_checker/model.safetensors"
+    hub.repos[MODEL] = files | checker | {"model_index.json": json.dumps(index).encode(), weights: files[UNET]}
+    assert weights not in resolve(MODEL, safety_checker=False)["files"]
+    assert not any(line.endswith(weights) for line in hub.requests)
+    assert weights in resolve(MODEL)["files"]

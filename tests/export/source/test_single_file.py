@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from sd_export.source import load_text_encoder, load_unet, load_vae, resolve_checkpoint
+from sd_export.source import load_text_encoder, load_unet, load_vae, resolve_checkpoint, with_vae
 from sd_export.source.single_file import infer_configs
 from sd_runtime.errors import ExportError
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -277,3 +277,24 @@ print(json.dumps(sorted(checkpoint.tokenizer)))
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert out.returncode == 0, out.stderr
     assert {"vocab.json", "merges.txt"} <= set(json.loads(out.stdout))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_only_its_vae(tiny, state, tmp_path, alone) -> None:
+    """In the place of another checkpoint's: alone, as most VAEs are handed around, or in a whole checkpoint."""
+    prefix = "first_stage_model."
+    if alone:
+        kept = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        state = kept | {"model_ema.decay": torch.ones(1), "loss.logvar": torch.ones(1)}
+    path = save(tmp_path / "my-vae.safetensors", state)
+    checkpoint = with_vae(resolve_checkpoint(str(tiny.folder)), str(path))
+    loaded, expected = load_vae(checkpoint).state_dict(), tiny.vae.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert checkpoint.parts["vae"].id == "my-vae.safetensors"
+
+
+def test_another_vae_for_a_single_file(tiny, single_file) -> None:
+    checkpoint = with_vae(resolve_checkpoint(str(single_file)), str(tiny.folder))
+    assert set(checkpoint.prefixes) == {"text_encoder", "unet"}
+    assert torch.equal(load_vae(checkpoint).decoder.conv_in.weight, tiny.vae.decoder.conv_in.weight)
