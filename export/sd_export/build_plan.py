@@ -127,8 +127,8 @@ class _Planner:
         self._positions = tokens_in_a_chunk(manifest)
 
     def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
-        """An engine for each size (width, height, batch), guidance on: two rows of the UNet a picture."""
-        rows = 2 if component == "unet" else 1
+        """An engine for each size (width, height, batch)."""
+        rows = self._rows(component)
         for width, height, batch in wanted:
             axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
             axes["sequence_length"] = (self._positions,) * 3
@@ -140,7 +140,7 @@ class _Planner:
         low, high = FALLBACK_PIXELS
         sides = [side for job in wanted for side in job[:2]]
         low, high = min(low, *sides), max(high, *sides)
-        rows, most = (2 if component == "unet" else 1), max(job[2] for job in wanted)
+        rows, most = self._rows(component), max(job[2] for job in wanted)
         axes = self._picture((1, rows * batch, rows * most), (low, width, high), (low, height, high))
         axes["sequence_length"] = (self._positions, self._positions, FALLBACK_CHUNKS * self._positions)
         yield from self._job(component, axes, "dynamic")
@@ -156,6 +156,15 @@ class _Planner:
         for component, forms in (("sampler_step", ("guided", "plain")), ("pixels", ("plain",))):
             for form in forms:
                 yield from self._job(component, axes, form, form)
+
+    def _rows(self, component: str) -> int:
+        """Of a network's batch for each picture: with guidance the UNet has two, unless it is told the scale or the
+        model is meant to be used without."""
+        known = self._manifest.components.get(component)
+        if component != "unet" or known is None:
+            return 1
+        told = any(spec.name == "timestep_cond" for spec in known.graph().inputs)
+        return 1 if told or self._manifest.defaults.guidance_scale <= 1 else 2
 
     def _picture(self, rows: Range, width: Range, height: Range) -> dict[str, Range]:
         """The axes of pictures and latents, by the symbols of the graphs' tensors."""

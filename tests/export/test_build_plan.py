@@ -9,6 +9,7 @@ import pytest
 from sd_export.build_plan import BuildRequest, form_for, parse_batches, parse_size, plan_jobs
 from sd_runtime.errors import BundleError, UsageError
 from sd_runtime.manifest import MANIFEST, Component, Manifest
+from sd_runtime.tensor import TensorSpec
 
 
 @pytest.fixture
@@ -88,6 +89,19 @@ def test_the_fallback_reaches_as_far_as_what_was_asked_for(manifest: Manifest) -
     jobs = plan_jobs(manifest, request(sizes=((1024, 64),), batches=(4,)), "11.4.0")
     fallback = next(job for job in jobs if job.label == "unet dynamic").profile["sample"]
     assert (fallback.min, fallback.opt, fallback.max) == ((1, 4, 8, 8), (8, 4, 8, 128), (8, 4, 128, 128))
+
+
+def test_models_without_guidance_take_one_row_a_picture(manifest: Manifest) -> None:
+    turbo = replace(manifest, defaults=replace(manifest.defaults, guidance_scale=1.0))
+    graph = manifest.components["unet"].graphs["trt"]
+    scale = TensorSpec("timestep_cond", "float32", (graph.inputs[0].shape[0], 256))
+    told = replace(graph, inputs=(*graph.inputs, scale))
+    unet = replace(manifest.components["unet"], graphs={"plain": told, "trt": told})
+    consistency = replace(manifest, components={**manifest.components, "unet": unet})
+    for model in (turbo, consistency):
+        exact, *_ = plan_jobs(model, request(batches=(3,)), "11.4.0")
+        assert exact.label == "unet 128x128 batch 3" and exact.shapes["sample"][0] == 3
+    assert exact.profile["timestep_cond"].opt == (3, 256)
 
 
 def test_loop_graphs_take_what_the_networks_take(manifest: Manifest) -> None:
