@@ -17,6 +17,8 @@ from sd_export.request import ExportRequest
 from sd_export.stages import export
 from sd_runtime import Bundle, Pipeline, Result, make_request
 from sd_runtime.cli import main
+from sd_runtime.device_loop import DeviceDenoiser
+from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sd_runtime.errors import ExportError
 from sd_runtime.manifest import Defaults
 from sd_runtime.metadata import read_parameters
@@ -306,3 +308,19 @@ def test_latent_consistency_model_changes_a_picture(
     ours = lcm_pipe(PROMPT, image=picture, seed=7, **SIZE, **settings)
     assert psnr(ours.arrays, theirs) >= 80
     assert len(lcm_pipe.plan(ours.request)) == steps
+
+
+def test_latent_consistency_model_on_a_device(
+    lcm: Exported, lcm_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop that never comes back to the host tells the network the guidance, too."""
+
+    def on_cpu(*given: Any, **more: Any) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(*given, **(more | {"device": "cpu"}))
+
+    expected = lcm_pipe(PROMPT, seed=1)
+    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", on_cpu)
+    monkeypatch.setattr("sd_runtime.components.choose_device", lambda wanted: "cuda")
+    with Pipeline.load(lcm.bundle, device="cuda") as pipe:
+        assert isinstance(pipe.components.denoiser(pipe.guidance(expected.request)), DeviceDenoiser)
+        np.testing.assert_allclose(pipe(PROMPT, seed=1).latents, expected.latents, atol=1e-4)
