@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
+CASTS = ("CAST", "IDENTITY", "CONSTANT")  # the parser has typed these
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -66,12 +68,13 @@ def build_engine(
 
 
 def import_tensorrt() -> None:
-    """DependencyError, in one line, unless TensorRT and polygraphy can be used."""
+    """DependencyError, in one line, unless all that building needs is there."""
     try:
+        import filelock  # noqa: F401
         import tensorrt  # noqa: F401
         from polygraphy.backend import trt  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: the package is there, a library that it needs is not
-        what = f"building engines needs TensorRT and polygraphy ({one_line(str(error))})"
+        what = f"building engines needs TensorRT, polygraphy and filelock ({one_line(str(error))})"
         raise DependencyError(what, remedy='pip install "sd-lean[tensorrt]"') from error
 
 
@@ -148,7 +151,7 @@ def _hold_float32(network: trt.INetworkDefinition) -> None:
 
     for index in range(network.num_layers):
         layer: Any = network.get_layer(index)
-        if FLOAT32 in layer.name:
+        if FLOAT32 in layer.name and layer.type.name not in CASTS:
             layer.precision = trt.float32
             for output in range(layer.num_outputs):
                 layer.set_output_type(output, trt.float32)
