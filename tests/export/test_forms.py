@@ -15,10 +15,12 @@ import onnxruntime as ort
 import pytest
 from runnable import in_float32, with_functions
 from sd_export.build_plan import FLOAT32
-from sd_export.forms import FORMS, write_forms
+from sd_export.forms import FORMS, rewrite, write_forms
+from sd_export.forms.attention import decompose_attention
 from sd_export.forms.editor import Editor
 from sd_export.precision import to_float16
 from sd_export.weights import save
+from sd_runtime.errors import ExportError
 from sd_runtime.manifest import MANIFEST, Graph, Manifest, Precision
 from sd_runtime.tensor import Array
 
@@ -134,8 +136,6 @@ def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> Non
 
 def test_wide_heads_are_taken_apart_for_tensorrt(tmp_path: Path) -> None:
     """TensorRT fuses heads of up to 256; the VAE of Stable Diffusion has one of 512."""
-    from sd_export.forms.attention import decompose_attention
-
     text = """<ir_version: 10, opset_import: ["" : 23]>
     main (float[2, 5, 1, 512] x) => (float[2, 1, 5, 512] y) {
         heads = Transpose<perm = [0, 2, 1, 3]>(x)
@@ -151,10 +151,21 @@ def test_wide_heads_are_taken_apart_for_tensorrt(tmp_path: Path) -> None:
     assert np.allclose(run(ir.to_proto(model).SerializeToString(), tmp_path, inputs), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("more", ["is_causal = 1", "softcap = 30.0"])
+def test_attention_that_does_more_is_refused(more: str) -> None:
+    """Rather than computed without."""
+    text = f"""<ir_version: 10, opset_import: ["" : 23]>
+    main (float[2, 5, 1, 64] x) => (float[2, 1, 5, 64] y) {{
+        heads = Transpose<perm = [0, 2, 1, 3]>(x)
+        y = Attention<{more}>(heads, heads, heads)
+    }}"""
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
+    with pytest.raises(ExportError, match=f"{more.split()[0]}: got"):
+        decompose_attention(Editor(model))
+
+
 def test_bias_split_gelu_is_used_for_the_widths_it_has(tmp_path: Path) -> None:
     """The demo model is too narrow for it; Stable Diffusion's three widths are exactly those of the kernel."""
-    from sd_export.forms import FORMS, rewrite
-
     for half, operators in ((1280, {"MatMul", "BiasSplitGelu"}), (96, {"MatMul", "Add", "Split", "Gelu", "Mul"})):
         text = f"""<ir_version: 10, opset_import: ["" : 23]>
         main (float[2, 3, 8] x, float[8, {2 * half}] weight) => (float[2, 3, {half}] y)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from sd_runtime.errors import ExportError
 
 from .editor import NUMPY, Editor, attribute, dtype_of, needed, only_user, producer, static
 
@@ -64,6 +65,10 @@ def use_multi_head_attention(editor: Editor) -> None:
 
 
 def scale_of(node: ir.Node) -> float:
+    """Of the scores.  ExportError: the attention does more than scale and mask them, which no rewrite here knows."""
+    for name in ("is_causal", "softcap"):
+        if attribute(node, name, 0):
+            raise ExportError(f"{node.name}: {name}", got=attribute(node, name), accepted="0")
     return float(attribute(node, "scale") or static(needed(node.inputs[0]), 3) ** -0.5)
 
 
