@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 from runnable import in_float32, with_functions
 from sd_export.build_plan import FLOAT32
 from sd_export.forms import FORMS, rewrite, write_forms
@@ -132,6 +133,14 @@ def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> Non
     assert cuda["SkipLayerNormalization"] == 2 * cuda["BiasAdd"] == 2 * cuda["LayerNormalization"]
     assert basic["Softmax"] == plain["Attention"] and basic["InstanceNormalization"] == plain["GroupNormalization"]
     assert _operators(folder / forms["unet"]["trt"].path) == plain
+
+
+def test_the_cuda_form_is_typed_as_its_operators_are(bundle: tuple[Path, Forms]) -> None:
+    """ONNX Runtime checks a graph against the operators' schemas before it looks for kernels, which only a GPU has."""
+    folder, forms = bundle
+    for name in ("unet", "vae_decoder", "vae_encoder"):
+        with pytest.raises(NotImplemented, match="GroupNorm"):
+            ort.InferenceSession(folder / forms[name]["cuda"].path, providers=["CPUExecutionProvider"])
 
 
 def test_wide_heads_are_taken_apart_for_tensorrt(tmp_path: Path) -> None:
