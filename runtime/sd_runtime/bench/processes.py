@@ -1,0 +1,101 @@
+"""Other processes and what they take: time from start to end, peak memory, the GPU's memory meanwhile.
+
+Nothing heavy is imported here: a child's peak memory starts from that of the process which forked it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import SDError, one_line
+
+INTERVAL = 0.05  # seconds between two looks at the GPU's memory
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took: seconds, peak resident megabytes, and GPU megabytes more than before (None: no GPU)."""
+
+    seconds: float
+    megabytes: float
+    gpu_megabytes: float | None = None
+
+
+def run(command: Sequence[object], environment: Mapping[str, str] | None = None) -> Cost:
+    """Run a program to its end.  SDError with its last words if it fails."""
+    with tempfile.TemporaryFile() as output, GpuMemory() as gpu:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [str(word) for word in command], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            last = output.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise SDError(f"{command[0]} ended with {process.returncode}: {one_line(' '.join(last), 300)}")
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    return Cost(seconds, usage.ru_maxrss * unit / MEGABYTE, gpu.peak)
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process had resident so far."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+
+
+class GpuMemory:
+    """Watches the GPU's used memory through nvidia-smi while the block runs; where there is none, `peak` is None.
+
+    Memory of other programs on the same GPU counts if it changes meanwhile."""
+
+    def __init__(self) -> None:
+        self._command = shutil.which("nvidia-smi")
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._before: float | None = None
+        self._highest = 0.0
+
+    @property
+    def peak(self) -> float | None:
+        """Megabytes above what was in use before."""
+        return None if self._before is None else max(self._highest - self._before, 0.0)
+
+    def __enter__(self) -> GpuMemory:
+        self._before = self._used()
+        if self._before is not None:
+            self._highest = self._before
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(INTERVAL):
+            self._highest = max(self._highest, self._used() or 0.0)
+
+    def _used(self) -> float | None:
+        """Of all GPUs together, in megabytes."""
+        if self._command is None:
+            return None
+        query = [self._command, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+        numbers = done.stdout.split()
+        if done.returncode or not numbers or not all(number.isdigit() for number in numbers):
+            return None
+        return sum(map(int, numbers)) * (1 << 20) / MEGABYTE

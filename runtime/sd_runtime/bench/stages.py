@@ -1,0 +1,162 @@
+"""How long each stage of a picture takes, measured while pictures are drawn.
+
+    tokenize    text to token ids, prompt weights and chunks included
+    text        the text encoder, one call for the prompt and its negative
+    unet        one call of the UNet
+    host        what surrounds it in each step: guidance, sampler, copies
+    decode      latents to picture
+    png         picture to compressed bytes, with its parameters
+    picture     all of it
+
+Where the loop stays on the GPU nobody waits between UNet and sampler: `unet` is then the loop's time by its steps, and
+there is no `host`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ..components import Components
+from ..engines.protocol import Engine, Feed
+from ..pipeline import Pipeline
+from ..tensor import Array, TensorSpec
+from .distribution import Distribution
+
+if TYPE_CHECKING:
+    from ..bundle import Bundle
+    from ..request import Request
+
+STAGES = ("tokenize", "text", "unet", "host", "decode", "png", "picture")
+Samples = dict[str, list[float]]  # stage → seconds
+
+
+@dataclass
+class TimedEngine:
+    """An engine that notes the seconds of every call."""
+
+    engine: Engine
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.outputs
+
+    def place(self, name: str, array: Array) -> Feed:
+        return self.engine.place(name, array)
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+        started = time.perf_counter()
+        try:
+            return self.engine.run(feeds)
+        finally:
+            self.seconds.append(time.perf_counter() - started)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class TimedComponents(Components):
+    """A bundle's engines, each timed where the host calls it; those that the GPU calls cannot be."""
+
+    def _load(self, name: str, form: str) -> Engine:
+        engine = super()._load(name, form)
+        return TimedEngine(engine) if self.on_cpu else engine
+
+    def calls(self, name: str) -> list[float]:
+        """Seconds of the calls of a component since this was last asked; none where they are not timed."""
+        engine = self.engine(name)
+        if not isinstance(engine, TimedEngine):
+            return []
+        seconds, engine.seconds = engine.seconds, []
+        return seconds
+
+
+def open_timed(bundle: Bundle, device: str) -> tuple[Pipeline, TimedComponents]:
+    """A pipeline over timed engines, all loaded."""
+    components = TimedComponents(bundle, device) if device == "cpu" else TimedComponents.open(bundle, device)
+    assert isinstance(components, TimedComponents)
+    components.preload()
+    return Pipeline.assemble(bundle, components), components
+
+
+def measure_stages(
+    pipeline: Pipeline, components: TimedComponents, request: Request, *, rounds: int, warmup: int
+) -> dict[str, Distribution]:
+    """Draw `warmup` + `rounds` pictures one by one; what the warm-up takes does not count."""
+    samples: Samples = defaultdict(list)
+    for number in range(warmup + rounds):
+        one = time_picture(pipeline, components, varied(request, number))
+        if number >= warmup:
+            for stage, seconds in one.items():
+                samples[stage] += seconds
+    return {stage: Distribution.of(samples[stage]) for stage in STAGES if samples[stage]}
+
+
+def varied(request: Request, number: int = 0, images: int = 1) -> Request:
+    """The request of round `number`, with words and a seed of its own, as requests have, for so many pictures."""
+    prompt = f"{request.prompts[0]}, {number}" if number else request.prompts[0]
+    first = request.seeds[0] + number
+    return replace(request, prompts=(prompt,), seeds=tuple(range(first, first + images)), num_images_per_prompt=images)
+
+
+def time_picture(pipeline: Pipeline, components: TimedComponents, request: Request) -> Samples:
+    """Draw one picture and say how long its stages took."""
+    from ..metadata import png_bytes
+
+    for name in ("text_encoder", "unet"):
+        components.calls(name)
+    started = time.perf_counter()
+    generation = pipeline.start(request)
+    encoded = time.perf_counter()
+    steps = [time.perf_counter() for _ in generation]
+    result = generation.result()
+    images = result.images
+    decoded = time.perf_counter()
+    png_bytes(images[0], result.parameters[0])
+    finished = time.perf_counter()
+
+    text, unet = components.calls("text_encoder"), components.calls("unet")
+    spans = [b - a for a, b in zip([encoded, *steps], steps, strict=False)]
+    return {
+        "tokenize": [encoded - started - sum(text)] if text else [],
+        "text": text or [encoded - started],
+        "unet": unet or [sum(spans) / len(spans)],
+        "host": [span - call for span, call in zip(spans, unet, strict=True)] if unet else [],
+        "decode": [decoded - steps[-1]],
+        "png": [finished - decoded],
+        "picture": [finished - started],
+    }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures drawn together: how many, how many of them a second, and UNet steps a second, medians of the rounds."""
+
+    images: int
+    images_per_second: float
+    steps_per_second: float
+
+
+def measure_batches(pipeline: Pipeline, request: Request, sizes: tuple[int, ...], *, rounds: int) -> list[Batch]:
+    """Each size is warmed up once."""
+    found = []
+    for size in sizes:
+        batch = varied(request, images=size)
+        steps = len(pipeline.plan(batch))
+        seconds = []
+        for _ in range(rounds + 1):
+            started = time.perf_counter()
+            images = pipeline.start(batch).result().images
+            seconds.append(time.perf_counter() - started)
+            assert len(images) == size
+        median = Distribution.of(seconds[1:]).p50
+        found.append(Batch(size, size / median, steps * size / median))
+    return found
