@@ -65,9 +65,11 @@ class Axis:
         return cls(low, max(high, low + 1), start, end, log=True)
 
     def __call__(self, value: float) -> float:
-        """Where `value` lies, held to the axis; what a logarithm does not take lies at its start."""
+        """Where `value` lies, held to the axis: NaN and infinity at its end, what has no logarithm at its start."""
+        if math.isnan(value):
+            value = math.inf
         if self.log:
-            value = math.log10(value) if value > 0 and math.isfinite(value) else (self.high if value > 0 else self.low)
+            value = math.log10(value) if value > 0 else -math.inf
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + share * (self.end - self.start)
 

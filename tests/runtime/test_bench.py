@@ -1,0 +1,357 @@
+"""sd-bench: percentiles, the clock of each stage, open load, other processes, the peer, and what is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sd_runtime.bench import report
+from sd_runtime.bench.benchmark import Plan, Results, cold_command, measure
+from sd_runtime.bench.cli import main
+from sd_runtime.bench.comparison import Compared, find_checkpoint, peer_settings, warm_peer
+from sd_runtime.bench.distribution import Distribution
+from sd_runtime.bench.load import due_times, measure_load
+from sd_runtime.bench.machine import describe_machine, physical_cores
+from sd_runtime.bench.processes import GpuMemory, run
+from sd_runtime.bench.stages import STAGES, TimedComponents, measure_batches, open_timed, time_picture, varied
+from sd_runtime.bundle import Bundle
+from sd_runtime.errors import BundleError, SDError, UsageError
+from sd_runtime.manifest import Source
+from sd_runtime.request import Request, make_request
+from test_leanness import HELP, modules_after
+
+SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_bundle: Path) -> Bundle:
+    return Bundle.open(demo_bundle)
+
+
+@pytest.fixture(scope="module")
+def request_(bundle: Bundle) -> Request:
+    return make_request(bundle.manifest.defaults, "a red star", seed=3, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def results(bundle: Bundle, request_: Request) -> Results:
+    """Of everything that needs no other program."""
+    plan = Plan(
+        request_, "cpu", rounds=3, warmup=1, cold=1, batches=(1, 2), rates=(30.0, 60.0), duration=0.2, arrivals="fixed"
+    )
+    return measure(bundle, plan)
+
+
+# ---- percentiles -----------------------------------------------------------------------------------------------------
+
+
+def test_percentiles_are_nearest_ranks() -> None:
+    found = Distribution.of([float(i) for i in range(1, 101)][::-1])
+    assert (found.p50, found.p90, found.p95, found.p99) == (50, 90, 95, 99)
+    assert found.mean == 50.5 and found.count == 100
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1, max_size=50))
+def test_percentiles_are_measured_values_in_order(values: list[float]) -> None:
+    found = Distribution.of(values)
+    assert min(values) <= found.p50 <= found.p90 <= found.p95 <= found.p99 <= max(values)
+    assert {found.p50, found.p99} <= set(values)
+
+
+def test_nothing_measured() -> None:
+    with pytest.raises(UsageError, match="at least one"):
+        Distribution.of([])
+
+
+# ---- load ------------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that only the work and the waiting move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def serve_with(clock: Clock, seconds: list[float]) -> Any:
+    def serve(number: int) -> None:
+        clock.now += seconds[number]
+
+    return serve
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    """One slow answer makes the next requests late although each is served quickly: 3, 2.1, 1.2 and 0.3 seconds."""
+    clock = Clock()
+    point = measure_load([0, 1, 2, 3], 1.0, serve_with(clock, [3, 0.1, 0.1, 0.1]), clock=clock, sleep=clock.sleep)
+    assert point.latency.p50 == pytest.approx(1.2)
+    assert point.latency.p99 == pytest.approx(3)
+    assert point.latency.mean == pytest.approx((3 + 2.1 + 1.2 + 0.3) / 4)
+    assert point.busy == pytest.approx(1) and point.unserved == 0
+    assert clock.slept == []
+
+
+def test_nothing_is_served_before_it_is_due() -> None:
+    clock = Clock()
+    point = measure_load([0.5, 2.0], 1.0, serve_with(clock, [0.25, 0.25]), clock=clock, sleep=clock.sleep)
+    assert clock.slept == pytest.approx([0.5, 1.25])
+    assert point.latency.p99 == pytest.approx(0.25)
+    assert point.busy == pytest.approx(0.5 / 2.25)
+
+
+def test_a_load_that_cannot_be_served_is_given_up() -> None:
+    clock = Clock()
+    due = [i / 10 for i in range(100)]
+    point = measure_load(due, 10.0, serve_with(clock, [5.0] * 100), clock=clock, sleep=clock.sleep)
+    assert 0 < point.unserved == 100 - round(point.served * (clock.now - 100))
+    assert point.latency.p50 > 10
+
+
+def test_due_times() -> None:
+    assert due_times(4, 1, "fixed") == [0, 0.25, 0.5, 0.75]
+    poisson = due_times(50, 100, "poisson", seed=1)
+    assert poisson == due_times(50, 100, "poisson", seed=1) != due_times(50, 100, "poisson", seed=2)
+    assert poisson == sorted(poisson) and poisson[0] > 0 and poisson[-1] < 100
+    assert len(poisson) == pytest.approx(5000, rel=0.05)
+    gaps = [b - a for a, b in pairwise(poisson)]
+    assert Distribution.of(gaps).p50 == pytest.approx(math.log(2) / 50, rel=0.1)  # of an exponential distribution
+    assert due_times(0.001, 1, "fixed") == due_times(0.001, 1, "poisson", seed=3) == [0]
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_stages_add_up(bundle: Bundle, request_: Request) -> None:
+    """What is measured apart is the whole, but for what lies between."""
+    pipeline, components = open_timed(bundle, "cpu")
+    with pipeline:
+        time_picture(pipeline, components, request_)
+        times = time_picture(pipeline, components, request_)
+        evaluations = len(pipeline.plan(request_))
+    assert set(times) == set(STAGES)
+    assert len(times["unet"]) == len(times["host"]) == evaluations
+    assert all(seconds >= 0 for stage in times.values() for seconds in stage)
+    parts = sum(sum(times[stage]) for stage in STAGES if stage != "picture")
+    assert 0.8 * times["picture"][0] < parts <= times["picture"][0] * 1.001
+
+
+def test_a_slow_stage_shows_where_it_is(bundle: Bundle, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+    original = OnnxRuntimeEngine.run
+
+    def slow(self: OnnxRuntimeEngine, feeds: Any) -> Any:
+        if "timestep" in feeds:
+            time.sleep(0.03)
+        return original(self, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", slow)
+    pipeline, components = open_timed(bundle, "cpu")
+    with pipeline:
+        times = time_picture(pipeline, components, request_)
+    assert min(times["unet"]) >= 0.03
+    assert sum(times["text"]) < 0.03 and max(times["host"]) < 0.03
+
+
+def test_where_the_gpu_leads_engines_are_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapped engine would take the loop off the GPU: there only the loop's time is known."""
+    monkeypatch.setattr(TimedComponents, "on_cpu", property(lambda self: False))
+    components = TimedComponents(bundle, "cpu")
+    assert components.calls("text_encoder") == []
+    components.close()
+
+
+def test_batches(bundle: Bundle, request_: Request) -> None:
+    pipeline, _ = open_timed(bundle, "cpu")
+    with pipeline:
+        found = measure_batches(pipeline, request_, (1, 3), rounds=1)
+        evaluations = len(pipeline.plan(request_))
+    assert [batch.images for batch in found] == [1, 3]
+    assert all(b.steps_per_second == pytest.approx(b.images_per_second * evaluations) for b in found)
+
+
+def test_rounds_differ_in_words_and_seeds(request_: Request) -> None:
+    assert varied(request_) == request_
+    third = varied(request_, 3, images=2)
+    assert third.prompts == ("a red star, 3",) and third.seeds == (6, 7) and third.num_images == 2
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def test_cost_of_a_process() -> None:
+    cost = run([sys.executable, "-c", "import time; x = bytearray(200_000_000); time.sleep(0.2)"])
+    assert 0.2 < cost.seconds < 30
+    assert 200 < cost.megabytes < 300
+
+
+def test_a_process_that_fails_says_why() -> None:
+    with pytest.raises(SDError, match="ended with 3: no luck"):
+        run([sys.executable, "-c", "import sys; print('no luck'); sys.exit(3)"])
+
+
+def test_gpu_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a fake nvidia-smi that tells of 100 MiB first and of 350 later."""
+    state, program = tmp_path / "state", tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nif [ -e {state} ]; then echo 350; else echo 100; touch {state}; fi\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with GpuMemory() as gpu:
+        deadline = time.monotonic() + 10
+        while gpu.peak == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert gpu.peak == pytest.approx(250 * 1.048576)
+    program.write_text("#!/bin/sh\necho no devices were found; exit 6\n")
+    with GpuMemory() as gpu:
+        pass
+    assert gpu.peak is None
+
+
+def test_machine() -> None:
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+    machine = describe_machine()
+    assert machine["cores"] == str(physical_cores()) and "numpy" in machine
+
+
+# ---- the peer --------------------------------------------------------------------------------------------------------
+
+
+def test_diffusers_draws_the_same_beside(bundle: Bundle, request_: Request) -> None:
+    settings = peer_settings(
+        replace(request_, scheduler="euler"), find_checkpoint(None, bundle.manifest), bundle.manifest, "cpu"
+    )
+    with warm_peer(settings) as draw:
+        times = draw("a red star", 1)
+        again = draw("a blue ring", 2)
+    assert times["picture"] > 0 and len(times["steps"]) == 1  # two steps, of which the first begins unseen
+    assert again["picture"] > sum(again["steps"]) > 0
+
+
+def test_a_peer_that_cannot_start(bundle: Bundle, request_: Request) -> None:
+    settings = peer_settings(request_, "/no/such/model", bundle.manifest, "cpu")
+    with warm_peer(settings) as draw, pytest.raises(SDError, match="ended before it had drawn"):
+        draw("a red star", 1)
+
+
+def test_where_the_peer_s_weights_are(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert find_checkpoint("here", manifest) == "here"
+    assert Path(find_checkpoint(None, manifest), "model_index.json").is_file()
+    assert find_checkpoint(None, replace(manifest, source=Source("owner/name", "c0ffee", {}))) == "owner/name"
+    with pytest.raises(BundleError, match="name it with --checkpoint MODEL"):
+        find_checkpoint(None, replace(manifest, source=Source("a-folder", None, {})))
+
+
+def test_peer_settings_are_diffusers_words(bundle: Bundle, request_: Request) -> None:
+    settings = peer_settings(replace(request_, scheduler="dpmpp_2m_karras"), "x", bundle.manifest, "cpu")
+    assert settings["scheduler"]["class_name"] == "DPMSolverMultistepScheduler"
+    assert settings["scheduler"]["overrides"]["use_karras_sigmas"] is True
+    assert json.loads(json.dumps(settings)) == settings
+
+
+# ---- what comes out --------------------------------------------------------------------------------------------------
+
+
+def test_results_are_complete(results: Results) -> None:
+    assert set(results.stages) == set(STAGES)
+    assert results.device == "cpu" and results.gpu_memory is None
+    assert results.stages["unet"].count == 3 * 3  # PNDM visits one timestep twice
+    assert results.first_image > 0 and results.load > 0 and results.memory > 50
+    (cold,) = results.cold
+    assert cold.seconds > results.stages["picture"].p50 and cold.megabytes > 50
+    assert [point.offered for point in results.loads] == [30, 60]
+    assert [batch.images for batch in results.batches] == [1, 2]
+
+
+def test_table_and_json(results: Results) -> None:
+    both = replace(
+        results,
+        peer=(Compared("picture", "s", 0.1, 0.25), Compared("peak memory", "MB", 130.0, 520.0)),
+        peer_libraries={"diffusers": "0.42"},
+        likeness=86.04,
+    )
+    text = report.table(both)
+    assert all(meaning in text for meaning in report.MEANINGS.values())
+    assert "against diffusers 0.42; pictures agree to 86.0 dB" in text and "    2.50" in text and "4.00" in text
+    assert max(map(len, text.splitlines()[2:])) <= 100
+    values = json.loads(json.dumps(report.to_json(both)))
+    assert values["peer"][0] == {"name": "picture", "unit": "s", "ours": 0.1, "peer": 0.25, "ratio": 2.5}
+    assert values["stages"]["unet"]["count"] == 9 and values["schema_version"] == 1
+
+
+def test_plot_is_svg(results: Results) -> None:
+    root = ElementTree.fromstring(report.plot(replace(results, peer=(Compared("picture", "s", 0.1, 0.25),))))
+    text = "".join(root.itertext())
+    assert all(title in text for title in ("Stages", "Images a second", "Latency", "Times better than diffusers"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(83.4e-6, "83.4 µs"), (4.213e-3, "4.21 ms"), (0.35, "350 ms"), (12.34, "12.3 s"), (4321, "4321 s")],
+)
+def test_seconds_for_people(value: float, text: str) -> None:
+    assert report.seconds(value) == text
+
+
+def test_new_processes_are_sd_run_s(bundle: Bundle, request_: Request, tmp_path: Path) -> None:
+    command = cold_command(bundle, Plan(replace(request_, scheduler="euler"), "cpu"), tmp_path / "x.png")
+    run(command)
+    assert (tmp_path / "x.png").stat().st_size > 0
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_command(demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    size = ["--width", "64", "--height", "64", "--steps", "2", "--device", "cpu"]
+    few = ["--rounds", "1", "--warmup", "0", "--cold", "0", "--batches", "1"]
+    assert main([str(demo_bundle), *size, *few, "--json", str(values), "--plot", str(plot)]) == 0
+    assert "steps/s" in capsys.readouterr().out
+    assert json.loads(values.read_text())["plan"]["rounds"] == 1
+    assert plot.read_text().startswith("<svg ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "rounds: got 0 rounds"),
+        (["--batches", "1,x"], "batches: got 1,x, accepted numbers such as 1,2,4"),
+        (["--batches", "0"], "batches: got"),
+        (["--requests-per-second", "0"], "requests-per-second and duration"),
+        (["--plot", "bench.png"], "plot: got bench.png, accepted a name that ends in .svg"),
+        (["--json", "no/such/folder/x.json"], "accepted a file in a folder that exists"),
+        (["--steps", "0"], "num_inference_steps: got 0"),
+        (["--nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be(
+    demo_bundle: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(demo_bundle), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    loaded = modules_after(HELP.format(module="sd_runtime.bench.cli", arguments=["--help"]))
+    assert not {"numpy", "PIL", "onnxruntime", "torch"} & loaded
