@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_checkpoints
+import torch
 from demo_reference import generators, psnr
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, LatentConsistencyModelImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
 from sd_export.request import ExportRequest
 from sd_export.stages import export
 from sd_runtime import Bundle, Pipeline, Result, make_request
 from sd_runtime.cli import main
+from sd_runtime.components import Components
 from sd_runtime.device_loop import DeviceDenoiser
 from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sd_runtime.errors import ExportError
-from sd_runtime.manifest import Defaults
+from sd_runtime.image import to_pictures
+from sd_runtime.manifest import Defaults, Precision
 from sd_runtime.metadata import read_parameters
 from sd_runtime.provenance import recall
+from sd_runtime.safety import PREPROCESSOR, ImageProcessor, SafetyChecker, adjusted
 from sd_runtime.sampling import SchedulerConfig
-from tiny_checkpoints import CHECKED, SEEDS, image_processor, load_reference
+from sd_runtime.tensor import Array
+from tiny_checkpoints import CHECKED, SEEDS, image_processor, load_reference, safety_checker, set_thresholds
 
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 SIZE = {"height": 64, "width": 72}  # which nothing was traced at
@@ -211,6 +219,67 @@ def test_a_checkpoint_without_one_has_none_to_export(sd2: Exported, tmp_path: Pa
     request = ExportRequest(str(sd2.checkpoint), output=tmp_path / "none", components=("safety_checker",))
     with pytest.raises(ExportError, match="has no safety checker"):
         export(request)
+
+
+VIT_L_14 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+
+def blocks(count: int) -> Array:
+    """(count, 3, 256, 384) samples: coarse random colours, under more and more noise."""
+    random = np.random.default_rng(0)
+    coarse = random.uniform(-1, 1, (count, 3, 8, 8)).repeat(32, axis=2).repeat(48, axis=3)
+    noise = random.normal(0, 0.3, coarse.shape) * np.linspace(0, 1, count)[:, None, None, None]
+    return (coarse + noise).astype(np.float32)
+
+
+def diffusers_scores(checker: Any, clip_input: torch.Tensor) -> Array:
+    """(B, 17): what StableDiffusionSafetyChecker computes and does not hand out."""
+    with torch.no_grad():
+        embeddings = checker.visual_projection(checker.vision_model(clip_input)[1])
+        special, concept = (
+            (cosine_distance(embeddings, getattr(checker, name)) - getattr(checker, f"{name}_weights")).numpy()
+            for name in ("special_care_embeds", "concept_embeds")
+        )
+    return np.stack([adjusted(*rows) for rows in zip(special, concept, strict=True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_safety_checker_of_true_size(sd1: Exported, tmp_path: Path, precision: Precision) -> None:
+    """CLIP ViT-L/14 with random weights, 1.2 GB in float32: the same scores, to the thousandths that count."""
+    folder = Path(shutil.copytree(sd1.checkpoint, tmp_path / "true-size"))
+    checker, processor, samples = safety_checker(**VIT_L_14), image_processor(224), blocks(12)
+    pictures = to_pictures(samples)
+    clip_input = processor(pictures, return_tensors="pt").pixel_values
+    set_thresholds(checker, clip_input)
+    (folder / "safety_checker/model.fp16.safetensors").unlink()
+    checker.save_pretrained(folder / "safety_checker")
+    processor.save_pretrained(folder / "feature_extractor")
+    request = ExportRequest(
+        str(folder), output=tmp_path / "bundle", precision=precision, components=("safety_checker",), verify=False
+    )
+    bundle = Bundle.open(export(request))
+    components = Components(bundle, "cpu")
+    ours = SafetyChecker(components.engine("safety_checker"), ImageProcessor.from_bytes(bundle.read(PREPROCESSOR)))
+    started = time.perf_counter()
+    scores = ours.scores(pictures)
+    seconds = (time.perf_counter() - started) / len(pictures)
+    error = np.abs(scores - diffusers_scores(checker, clip_input)).max()
+    print(f"safety checker {precision}: scores within {error:.3f} of diffusers', {seconds:.2f} s a picture")
+    assert error <= 0.0011  # one thousandth, where a score lies between two
+    if precision == "fp32":
+        _, verdicts = checker(clip_input=clip_input, images=[np.ones(1)] * len(pictures))
+        assert ours(samples) == tuple(verdicts)
+        assert set(verdicts) == {True, False}
+    components.close()
 
 
 # ---- Stable Diffusion 2.1, another VAE, a fast decoder, SD-Turbo -----------------------------------------------------
