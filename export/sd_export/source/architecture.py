@@ -8,7 +8,7 @@ from sd_runtime.errors import ExportError, one_line
 
 from .checkpoint import Config
 
-SUPPORTED = "Stable Diffusion 1.x and 2.x text-to-image checkpoints, latent consistency models among them"
+SUPPORTED = "Stable Diffusion 1.x and 2.x, text to image, and latent consistency models made of these"
 
 # The inpainting class also serves ordinary 4-channel UNets; `check_networks` tells them apart.
 PIPELINES = (
@@ -49,7 +49,7 @@ DISTILLED = {"sd-turbo": (1, 0.0)}  # by name, as no file tells it: (steps, guid
 
 
 def unsupported(model: str, kind: str) -> ExportError:
-    return ExportError(f"model '{one_line(model)}' is {kind}", accepted=SUPPORTED)
+    return ExportError(f"model '{one_line(model)}' is {kind}, which is not supported", accepted=SUPPORTED)
 
 
 def check_pipeline(model: str, model_index: Config) -> None:

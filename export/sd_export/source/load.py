@@ -58,7 +58,11 @@ def load_taesd(checkpoint: Checkpoint) -> Any:
     """The fast decoder as a diffusers AutoencoderTiny."""
     from diffusers import AutoencoderTiny
 
-    model = _build(checkpoint, TAESD, AutoencoderTiny.from_config)
+    def build(config: dict[str, Any]) -> Any:
+        config.pop("block_out_channels", None)  # which diffusers writes and, reading it back, remarks upon
+        return AutoencoderTiny.from_config(config)
+
+    model = _build(checkpoint, TAESD, build)
     return _fill(checkpoint, TAESD, model, _state_dict(checkpoint, TAESD))
 
 

@@ -161,6 +161,12 @@ def test_vae_of_other_latents_does_not_fit(folder: Path, tmp_path: Path) -> None
         with_vae(resolve_checkpoint(str(folder)), str(tmp_path / "wide"))
 
 
+def test_a_controlnet_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "ControlNetModel"}')
+    with pytest.raises(ExportError, match=r"is one network \(ControlNetModel\): accepted a folder with model_index"):
+        resolve_checkpoint(str(tmp_path))
+
+
 def test_a_vae_is_no_model(vae: tuple[Path, AutoencoderKL]) -> None:
     with pytest.raises(ExportError, match=r"is one network \(AutoencoderKL\).*add it to a checkpoint with --vae"):
         resolve_checkpoint(str(vae[0]))
