@@ -146,8 +146,10 @@ class _Planner:
         yield from self._job(component, axes, "dynamic")
 
     def rest(self, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
-        """What is small: the text encoder, and the graphs without weights for everything that the others take."""
+        """What does not depend on the picture's size: the text encoder and the safety checker; and the graphs without
+        weights, for everything that the others take."""
         yield from self._job("text_encoder", {"batch": PROMPTS}, "dynamic")
+        yield from self._job("safety_checker", {"batch": (1, 1, 1)}, "one picture")
         low, high = STEP, max(FALLBACK_PIXELS[1], *(side for job in wanted for side in job[:2]))
         width, height, batch = wanted[0]
         most = max(job[2] for job in wanted)

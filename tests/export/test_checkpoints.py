@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import tiny_checkpoints
 import torch
 from demo_reference import generators, psnr
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, LatentConsistencyModelImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
+from sd_export.build_plan import BuildRequest, plan_jobs
 from sd_export.request import ExportRequest
 from sd_export.stages import export
 from sd_runtime import Bundle, Pipeline, Result, make_request
@@ -206,13 +208,34 @@ def test_safety_checker_in_float16(sd1: Exported, sd1_pipe: Pipeline, tmp_path: 
         str(sd1.checkpoint), output=tmp_path / "half", precision="fp16", components=("safety_checker",)
     )
     half = export(request) / "safety_checker" / "model.onnx"
-    import onnxruntime
-
     feeds = {"clip_input": np.random.default_rng(0).standard_normal((3, 3, 30, 30), np.float32)}
     scores = onnxruntime.InferenceSession(str(half), providers=["CPUExecutionProvider"]).run(None, feeds)
     expected = sd1_pipe.components.engine("safety_checker").run(feeds)
     for got, name in zip(scores, ("special_scores", "concept_scores"), strict=True):
         np.testing.assert_allclose(got, expected[name], atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["cpu", "trt", "trt-basic", "trt-legacy"])
+def test_every_form_of_the_safety_checker_is_the_plain_one(sd1: Exported, sd1_pipe: Pipeline, form: str) -> None:
+    graphs = sd1_pipe.manifest.components["safety_checker"].graphs
+    feeds = {"clip_input": np.random.default_rng(1).standard_normal((2, 3, 30, 30), np.float32)}
+    got, expected = (
+        onnxruntime.InferenceSession(str(sd1.bundle / graphs[name].path), providers=["CPUExecutionProvider"]).run(
+            None, feeds
+        )
+        for name in (form, "plain")
+    )
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_engines_are_built_for_all_that_draws(sd1_pipe: Pipeline, sd2_pipe: Pipeline, lcm_pipe: Pipeline) -> None:
+    request = BuildRequest(Path("bundle"), sizes=((64, 64),))
+    jobs = {job.component: job for job in plan_jobs(sd1_pipe.manifest, request, "11.4.0")}
+    assert jobs["safety_checker"].shapes == {"clip_input": (1, 3, 30, 30)}
+    assert "taesd" in {job.component for job in plan_jobs(sd2_pipe.manifest, request, "11.4.0")}
+    (unet, *_) = plan_jobs(lcm_pipe.manifest, request, "11.4.0")
+    assert unet.shapes["timestep_cond"] == (1, 16)
 
 
 def test_a_checkpoint_without_one_has_none_to_export(sd2: Exported, tmp_path: Path) -> None:

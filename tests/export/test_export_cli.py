@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import subprocess
 import sys
 import time
@@ -113,3 +114,13 @@ def test_a_failing_stage_is_not_reported_as_done() -> None:
 
 def test_sizes() -> None:
     assert [describe_size(n) for n in (0, 999, 14_883_840, 3_438_000_000)] == ["0 B", "999 B", "14.9 MB", "3.4 GB"]
+
+
+def test_warnings_of_the_package_are_notes() -> None:
+    """They do not run into the bar, and are told when quiet, too."""
+    stream, logger = io.StringIO(), logging.getLogger("sd_export.source.hub")
+    with Progress(1, quiet=True, stream=stream):
+        logger.warning("%s was removed from the hub", "a/b")
+        logger.info("not worth a line")
+    logger.warning("nobody listens")
+    assert stream.getvalue() == "a/b was removed from the hub\n"
