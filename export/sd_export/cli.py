@@ -40,7 +40,7 @@ def build_parser() -> ArgumentParser:
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
     add("--tensorrt", action="store_true", help="then build engines for the GPU at hand, as sd-export build does")
     add("--no-verify", action="store_true", help="do not compare the bundle with torch; its manifest will say so")
-    add("--force", action="store_true", help="replace a bundle that is already there")
+    add("--force", action="store_true", help="replace a bundle that is something else, or damaged")
     add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
     return parser
 

@@ -27,7 +27,7 @@ class ExportRequest:
     vae         another VAE in the place of the checkpoint's own: a hub id, a folder, or a .safetensors file
     taesd       a tiny autoencoder, whose decoder is added as a fast one: a hub id or a folder
     verify      compare the bundle with torch before it is published, and store reference tensors in it
-    force       replace a bundle that is there already
+    force       replace a bundle that is there but is something else, or damaged; one that is current is always kept
     """
 
     model: str

@@ -60,7 +60,7 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
         progress.expect(1 + 2 * request.verify + STAGES_PER_COMPONENT * len(names))
         target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
         with pack.locked(target, progress.note):
-            if not request.force and _is_current(target, request, names, checkpoint):
+            if _is_current(target, request, names, checkpoint):
                 progress.note(f"{target} is up to date")
                 return target
             _refuse_to_overwrite(target, force=request.force)
@@ -129,7 +129,7 @@ def _verify(folder: Path, reference: Reference, progress: Progress) -> Verificat
 
 
 def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], checkpoint: Checkpoint) -> bool:
-    """Whether `target` is already what the request asks for, made by this version: every file there, of its size."""
+    """Whether `target` is already what the request asks for, made by these versions, and no file of it is damaged."""
     try:
         manifest = Manifest.from_bytes((target / MANIFEST).read_bytes())
     except (OSError, BundleError):
@@ -141,7 +141,7 @@ def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], ch
         and {n for n, c in manifest.components.items() if c.weights is not None} == set(names)
         and manifest.exporter == _exporter()
         and (not request.verify or (manifest.verification is not None and not manifest.verification.skipped))
-        and all((target / n).is_file() and (target / n).stat().st_size == f.size for n, f in manifest.files.items())
+        and all((target / n).is_file() and record_file(target / n) == f for n, f in manifest.files.items())
     )
 
 
