@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sd_runtime.bench import report
+from sd_runtime.bench.baseline import Baseline, Change
+from sd_runtime.bench.baseline import main as check_baseline
 from sd_runtime.bench.benchmark import Plan, Results, cold_command, measure
 from sd_runtime.bench.cli import main
 from sd_runtime.bench.comparison import Compared, find_checkpoint, peer_settings, warm_peer
@@ -30,6 +32,7 @@ from sd_runtime.bundle import Bundle
 from sd_runtime.errors import BundleError, SDError, UsageError
 from sd_runtime.manifest import Source
 from sd_runtime.request import Request, make_request
+from sd_runtime.schema import from_json
 from test_leanness import HELP, modules_after
 
 SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}
@@ -355,3 +358,58 @@ def test_what_cannot_be(
 def test_help_imports_nothing_heavy() -> None:
     loaded = modules_after(HELP.format(module="sd_runtime.bench.cli", arguments=["--help"]))
     assert not {"numpy", "PIL", "onnxruntime", "torch"} & loaded
+
+
+# ---- the baseline ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(results: Results, tmp_path: Path) -> Path:
+    """What sd-bench wrote of a run beside diffusers."""
+    peer = (Compared("picture", "s", 0.1, 0.2), Compared("cold start", "s", 0.5, 5.0))
+    document = report.to_json(replace(results, peer=peer, peer_libraries={"diffusers": "0.42"}))
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    return tmp_path / "results.json"
+
+
+def test_baseline_reports_and_never_fails(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = measured.with_name("baseline.json")
+    assert check_baseline([str(path), "--results", str(measured), "--update"]) == 0
+    assert json.loads(path.read_text())["ratios"] == {"picture": 2.0, "cold start": 10.0}
+    before = json.loads(path.read_text())
+    before["ratios"] = {"picture": 2.9, "cold start": 9.5, "step": 3.0}
+    before["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(before))
+    capsys.readouterr()
+    assert check_baseline([str(path), "--results", str(measured)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1].strip() for line in lines[1:4]] == ["worse", "as before", "not measured"]
+    assert lines[-1].startswith("measured on something else: cpu another → ")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "verdict"),
+    [
+        (2.0, 2.1, "as before"),
+        (2.0, 1.5, "worse"),
+        (2.0, 2.6, "better"),
+        (None, 1.0, "new"),
+        (1.0, None, "not measured"),
+    ],
+)
+def test_what_noise_explains_is_no_change(before: float | None, now: float | None, verdict: str) -> None:
+    assert Change("picture", before, now).verdict == verdict
+
+
+def test_baseline_of_nothing(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps(report.to_json(results)))
+    for arguments in (["--results", str(alone)], [], ["--results", str(tmp_path / "no.json")]):
+        assert check_baseline([str(tmp_path / "baseline.json"), *arguments]) == 2
+    assert "measure with sd-bench --against diffusers" in capsys.readouterr().err
+
+
+def test_the_committed_baseline_can_be_read() -> None:
+    document = json.loads((Path(__file__).parents[2] / "benchmarks/baseline.json").read_text())
+    baseline = from_json(Baseline, document)
+    assert baseline.ratios.keys() == {"cold start", "peak memory", "picture", "step"}
