@@ -10,8 +10,9 @@
     install   what its packages take on disk, beyond a bare virtual environment
 
 Peers run one at a time, in turns, and the first round only warms the page cache up.  Of times the least is taken, for
-whatever else a machine does only adds to them; of memory the median.  All draw in float32 from the same weights with as many threads as there are cores, but for `openvino-bf16`, which is what OpenVINO
-does on processors with bfloat16 unless it is told otherwise.
+whatever else a machine does only adds to them; of memory the median.  All draw in float32 from the same weights with as
+many threads as there are cores, but for `openvino-bf16`, which is what OpenVINO does on processors with bfloat16 unless
+it is told otherwise.
 
 Environments are made in --environments (default: .venv-peers) when they are missing, several gigabytes together;
 --python PEER=EXECUTABLE takes one that is there.
@@ -61,7 +62,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """The least of a peer's times and its median memory; `psnr` in dB against diffusers' picture, None where it is the same to the last bit."""
+    """The least of a peer's times and its median memory; `psnr` in dB against diffusers' picture, None where it is the
+    same to the last bit."""
 
     peer: str
     psnr: float | None
