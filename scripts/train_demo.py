@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from demo_data import PICTURES, Scene, render, training_scenes
 from demo_tokenizer import save_tokenizer, train_tokenizer
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -231,6 +232,9 @@ def save(
         vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.save_pretrained(out)
+    weights = out / "text_encoder" / "model.safetensors"
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})  # transformers 5 leaves out the prefix that 4 looks for
     (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
     index = out / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_defaults": DEFAULTS}, indent=2) + "\n")
