@@ -389,7 +389,7 @@ def test_steps_kept_at_a_strength_are_diffusers(name: str, steps: int, strength:
 
 
 def test_steps_kept_at_a_strength_have_room() -> None:
-    with pytest.raises(UsageError, match="strength: got 0.05, accepted at least 0.08 at 4 steps; fewer steps"):
+    with pytest.raises(UsageError, match=r"strength: got 0\.05, accepted at least 0\.08 at 4 steps; fewer steps"):
         make_plan(config("lcm"), 4, strength=0.05, keep_steps=True)
     kept, cut = (make_plan(config("euler"), 10, strength=0.5, keep_steps=keep) for keep in (True, False))
     assert kept.timesteps.tolist() == cut.timesteps.tolist()  # other samplers do not know it
