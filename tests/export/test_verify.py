@@ -155,6 +155,7 @@ def test_shapes_that_differ_are_no_match() -> None:
 
 def test_limits() -> None:
     assert network_limit("unet", "fp32", 4096).value == NETWORK["fp32"]
+    assert network_limit("vae_encoder", "fp32", 16).value == NETWORK["fp32"]
     assert network_limit("vae_decoder", "fp32", 4096).value == pytest.approx(8 * NETWORK["fp32"])
     assert network_limit("vae_decoder", "fp16", 4096).value == NETWORK["fp16"]
     assert [str(limit) for limit in (EXACT, Limit("psnr", 60.0), Limit("relative", 1e-5))] == [

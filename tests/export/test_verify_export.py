@@ -23,7 +23,7 @@ def test_the_manifest_says_what_held(tiny_bundle: Path) -> None:
     verification = bundle.manifest.verification
     assert verification is not None and not verification.skipped
     assert {check.component for check in verification.checks} == {"tokenizer", "noise", "loop", "picture", *NETWORKS}
-    assert Check("unet", "timestep 981", "relative", 1e-5) in verification.checks
+    assert Check("unet", "timestep 981", "relative", 2e-5) in verification.checks
     assert {JSON, TENSORS} <= bundle.manifest.files.keys()
     assert Reference.load(bundle).probe.num_inference_steps == 6
 
@@ -40,7 +40,7 @@ def test_skipping_is_recorded(tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_what_differs_is_not_published(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(limits.NETWORK, "fp32", 1e-12)
-    expected = r"vae_encoder, sample picture differs from the reference: got relative .*, accepted relative ≤ 1.0e-12"
+    expected = r"vae_encoder, sample picture differs from the reference: got relative .*, accepted relative ≤ 2.4e-12"
     with pytest.raises(ExportError, match=rf"{expected}; --no-verify exports it nevertheless"):
         export(ExportRequest(str(tiny_folder), output=tmp_path / "bundle", components=QUICKEST))
     assert not (tmp_path / "bundle").exists()

@@ -251,7 +251,7 @@ def test_diffusers_draws_the_same_beside(bundle: Bundle, request_: Request) -> N
     settings = peer_settings(
         replace(request_, scheduler="euler"), find_checkpoint(None, bundle.manifest), bundle.manifest, "cpu"
     )
-    with warm_peer(settings) as draw:
+    with warm_peer(settings | {"threads": 1}) as draw:
         times = draw("a red star", 1)
         again = draw("a blue ring", 2)
     assert times["picture"] > 0 and len(times["steps"]) == 1  # two steps, of which the first begins unseen

@@ -41,6 +41,8 @@ def make_reference(
     of cores."""
     with _settings(threads):
         side = _TorchSide(checkpoint, probe)
+        if "unet" in components:
+            side.unet  # noqa: B018 – before the others: loading it takes half as much again for a moment
         side.add_tokens()
         if "text_encoder" in components:
             side.add_text_encoder()
