@@ -38,25 +38,27 @@ Denoiser = Callable[[SamplingPlan, Array, Array, Guidance, NoiseSource], Generat
 class Components:
     """Engines by component name and graph form; loading is thread-safe, `close` releases all of them."""
 
-    def __init__(self, bundle: Bundle, device: str, tensorrt: TensorRTBackend | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, device: str, tensorrt: TensorRTBackend | None = None, *, threads: int | None = None
+    ) -> None:
         """`device`: auto, cpu or cuda, for what ONNX Runtime runs; `tensorrt` belongs to this object from now on."""
-        self._bundle, self._wanted, self._tensorrt = bundle, device, tensorrt
+        self._bundle, self._wanted, self._tensorrt, self._threads = bundle, device, tensorrt, threads
         self._engines: dict[tuple[str, str], Engine] = {}
         self._lock, self._setting_up, self._closed = threading.Lock(), threading.Lock(), False
 
     @classmethod
-    def open(cls, bundle: Bundle, device: str) -> Components:
+    def open(cls, bundle: Bundle, device: str, *, threads: int | None = None) -> Components:
         """Choose the library: TensorRT if the bundle has engines that fit, unless `device` is cpu; else ONNX Runtime,
         with a warning where there were engines.  UsageError, DependencyError: `device` cannot be had."""
         if device == "cpu" or not bundle.manifest.engines:
-            return cls(bundle, choose_device(device))
+            return cls(bundle, choose_device(device), threads=threads)
         from .backends import TensorRTBackend, rebuild
 
         try:
-            return cls(bundle, "auto", TensorRTBackend.open(bundle))
+            return cls(bundle, "auto", TensorRTBackend.open(bundle), threads=threads)
         except (DependencyError, EngineError) as error:
             warn(f"{error}; ONNX Runtime is used instead; to build engines on this machine: {rebuild(bundle)}")
-            return cls(bundle, choose_device(device))
+            return cls(bundle, choose_device(device), threads=threads)
 
     @cached_property
     def onnxruntime_device(self) -> Device:
@@ -122,6 +124,7 @@ class Components:
             graph.inputs,
             graph.outputs,
             device=self.onnxruntime_device,
+            threads=self._threads,
             weights_size=sum(self._bundle.manifest.files[name].size for name in weights),
         )
 

@@ -63,14 +63,18 @@ class Pipeline:
         bundle: str | Path | None = None,
         *,
         device: Literal["auto", "cpu", "cuda"] = "auto",
+        threads: int | None = None,
         safety_checker: bool = True,
     ) -> Pipeline:
         """Open a bundle (a folder, or the name of an exported model; None: the only one there is), load its engines.
 
+        threads: how many each network takes on the CPU; None: one a core.
         safety_checker: run the bundle's, if it has one: pictures that it withholds are black.
         BundleError: missing or damaged; DependencyError: no engine library; EngineError; UsageError: device."""
+        if threads is not None and threads < 1:
+            raise UsageError("threads", got=threads, accepted="at least 1")
         opened = Bundle.open(find_bundle(None if bundle is None else str(bundle)))
-        components = Components.open(opened, device)
+        components = Components.open(opened, device, threads=threads)
         checked = safety_checker and "safety_checker" in opened.manifest.components
         components.preload((*EAGER, "safety_checker") if checked else EAGER)
         checker = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,11 @@ def test_timings_and_repr(pipe: Pipeline) -> None:
     result = pipe(PROMPT, seed=1, num_inference_steps=2)
     assert result.timings.denoise > 0 and result.timings.total < 60
     assert len(repr(result)) < 2000
+
+
+def test_threads(pipe: Pipeline, demo_bundle: Path) -> None:
+    with Pipeline.load(demo_bundle, device="cpu", threads=1) as single:
+        ours = single(PROMPT, seed=1, num_inference_steps=2)
+    assert psnr(ours.arrays, pipe(PROMPT, seed=1, num_inference_steps=2).arrays) > 80
+    with pytest.raises(UsageError, match="threads: got 0, accepted at least 1"):
+        Pipeline.load(demo_bundle, threads=0)
