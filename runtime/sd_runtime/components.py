@@ -125,6 +125,7 @@ class Components:
             graph.outputs,
             device=self.onnxruntime_device,
             threads=self._threads,
+            float16=self._bundle.manifest.precision == "fp16",
             weights_size=sum(self._bundle.manifest.files[name].size for name in weights),
         )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from sd_runtime.bundle import Bundle
@@ -17,13 +20,22 @@ from .reference import Reference
 from .torch_reference import make_reference
 
 
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps gigabytes of what torch and ONNX graphs freed in pieces."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def store_reference(checkpoint: Checkpoint, components: Collection[str], defaults: Defaults, folder: Path) -> Reference:
     """Compute the short form's reference and write it into the bundle that is being made in `folder`.
 
     With one thread, so that the same checkpoint gives the same bytes whatever the number of cores."""
     steps = checkpoint.configs["scheduler"].get("num_train_timesteps", 1000)
     probe = short_probe(defaults, steps, Sizes.of(checkpoint.configs).pixels)
+    give_back()
     reference = make_reference(checkpoint, probe, components, threads=1)
+    give_back()
     reference.save(folder)
     return reference
 

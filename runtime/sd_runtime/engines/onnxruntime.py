@@ -68,13 +68,16 @@ class OnnxRuntimeEngine:
         *,
         device: Device = "cpu",
         weights_size: int = 0,
+        float16: bool = False,
         threads: int | None = None,
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie; `weights_size` in bytes."""
+        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, of `weights_size` bytes, and whether
+        they are `float16`."""
         self._ort = import_onnxruntime()
         self._inputs, self._outputs, self._device = inputs, outputs, device
         self._check = FeedCheck(inputs)
         options = _session_options(self._ort, folder, prepack=weights_size <= PREPACK_LIMIT, threads=threads)
+        options.enable_cpu_mem_arena = not float16  # it would keep what is widened for each call: every weight
         try:
             self._session = self._ort.InferenceSession(graph, options, providers=_providers(self._ort, device))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
