@@ -18,6 +18,7 @@ from .engines.device import DeviceEngine
 from .engines.onnxruntime import Device, OnnxRuntimeEngine, choose_device, import_onnxruntime
 from .engines.protocol import Engine
 from .errors import DependencyError, EngineError, OutOfMemoryError
+from .manifest import EnginePrecision
 from .noise import NoiseSource
 from .notices import warn
 from .sampling import SamplingPlan
@@ -68,6 +69,11 @@ class Components:
     def on_cpu(self) -> bool:
         """Whether the CPU runs everything."""
         return self._tensorrt is None and self.onnxruntime_device == "cpu"
+
+    def precision(self, name: str) -> EnginePrecision:
+        """That a component's plain graph is computed in here."""
+        built = self._tensorrt.records(name, "plain") if self._tensorrt is not None else []
+        return built[0].precision if built else self._bundle.manifest.precision
 
     def preload(self, names: Iterable[str] = EAGER) -> None:
         """Load several components at once, each on a thread of its own; if one fails, release all."""

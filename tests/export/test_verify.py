@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_cuda import FakeGpu
+from fake_tensorrt import FakeTensorRT
 from hypothesis import given
 from hypothesis import strategies as st
 from sd_export.request import NETWORKS
@@ -21,7 +23,7 @@ from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.verify import bisect as layers
 from sd_export.verify.cli import main
 from sd_export.verify.compare import compare, open_pipeline
-from sd_export.verify.limits import EXACT, NETWORK, Limit, drift_limit, network_limit, picture_limit
+from sd_export.verify.limits import CPU, EXACT, GPU, Limit, drift_limit, network_limit, picture_limit
 from sd_export.verify.measures import Measure, measure
 from sd_export.verify.probe import Probe, full_probe, sample_picture, short_probe
 from sd_export.verify.reference import JSON, LATENTS, PICTURE, TENSORS, Reference
@@ -29,9 +31,10 @@ from sd_export.verify.report import Report, Row
 from sd_export.verify.torch_reference import make_reference
 from sd_runtime.bundle import Bundle
 from sd_runtime.errors import BundleError, ParityError
-from sd_runtime.manifest import MANIFEST, Manifest, record_file
+from sd_runtime.manifest import MANIFEST, EngineRecord, Manifest, record_file
 from sd_runtime.safetensors import open_safetensors
 from sd_runtime.tensor import Array
+from test_tensorrt_pipeline import VERSION, copy_with_engines
 
 STEPS = 3
 
@@ -133,8 +136,8 @@ def test_measures_of_a_known_difference() -> None:
     assert measure(reference, reference, span=1.0) == Measure(0.0, 0.0, 1.0, math.inf)
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20), st.floats(0.5, 2))
-def test_measures_do_not_depend_on_the_unit(values: list[float], unit: float) -> None:
+@given(st.lists(st.integers(-1_000_000, 1_000_000), min_size=1, max_size=20), st.floats(0.5, 2))
+def test_measures_do_not_depend_on_the_unit(values: list[int], unit: float) -> None:
     reference = np.array(values) + 1e3
     other = reference + np.linspace(1, 2, len(values))
     a, b = measure(other, reference), measure(other * unit, reference * unit)
@@ -154,10 +157,12 @@ def test_shapes_that_differ_are_no_match() -> None:
 
 
 def test_limits() -> None:
-    assert network_limit("unet", "fp32", 4096).value == NETWORK["fp32"]
-    assert network_limit("vae_encoder", "fp32", 16).value == NETWORK["fp32"]
-    assert network_limit("vae_decoder", "fp32", 4096).value == pytest.approx(8 * NETWORK["fp32"])
-    assert network_limit("vae_decoder", "fp16", 4096).value == NETWORK["fp16"]
+    assert network_limit("unet", "fp32", 4096).value == CPU["fp32"].network
+    assert network_limit("vae_encoder", "fp32", 16).value == CPU["fp32"].network
+    assert network_limit("vae_decoder", "fp32", 4096).value == pytest.approx(8 * CPU["fp32"].network)
+    assert network_limit("vae_decoder", "fp16", 4096).value == CPU["fp16"].network
+    assert network_limit("vae_decoder", "fp32", 4096, on_cpu=False).value == GPU["fp32"].network
+    assert drift_limit("bf16", on_cpu=False).value > drift_limit("fp16").value
     assert [str(limit) for limit in (EXACT, Limit("psnr", 60.0), Limit("relative", 1e-5))] == [
         "equal",
         "PSNR ≥ 60 dB",
@@ -215,6 +220,24 @@ def test_sample_picture_uses_its_whole_range() -> None:
     assert picture.min() == -1 and 0.5 < picture.max() <= 1
 
 
+def test_engines_on_a_gpu_are_held_to_their_own_precision(
+    demo_bundle: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's, faked, the UNet's in bfloat16: a float32 bundle is not expected to be as near then."""
+    FakeTensorRT(FakeGpu().install(monkeypatch), VERSION).install(monkeypatch)
+
+    def in_bfloat16(record: EngineRecord) -> EngineRecord:
+        return dataclasses.replace(record, precision="bf16") if record.component == "unet" else record
+
+    bundle = copy_with_engines(demo_bundle, tmp_path / "bundle", in_bfloat16)
+    with open_pipeline(Bundle.open(bundle), "auto") as pipeline:
+        report = compare(pipeline, reference)
+    assert report.passed and report.device == "the GPU, its UNet in bf16"
+    limits = {row.component: row.limit.value for row in report.rows}
+    assert limits["unet"] == GPU["bf16"].network and limits["text_encoder"] == GPU["fp32"].network
+    assert limits["loop"] == GPU["bf16"].drift and limits["picture"] == GPU["bf16"].picture
+
+
 # ---- a damaged bundle ------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +291,7 @@ def test_layers_of_a_sound_network(
     drift = layers.bisect(Bundle.open(demo_bundle), checkpoint, reference, case, row)
     assert drift.starts is None and "none of" in str(drift)
     assert len(drift.layers) > 200 and drift.layers[-1].layer == "conv_out"
-    assert max(layer.error for layer in drift.layers) < NETWORK["fp32"]
+    assert max(layer.error for layer in drift.layers) < CPU["fp32"].network
 
 
 # ---- stored tensors --------------------------------------------------------------------------------------------------

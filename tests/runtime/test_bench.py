@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_cuda import FakeGpu
+from fake_tensorrt import FakeTensorRT
 from hypothesis import given
 from hypothesis import strategies as st
 from sd_runtime.bench import report
@@ -28,13 +30,16 @@ from sd_runtime.bench.distribution import Distribution
 from sd_runtime.bench.load import due_times, measure_load
 from sd_runtime.bench.machine import describe_machine, physical_cores
 from sd_runtime.bench.processes import GpuMemory, run
-from sd_runtime.bench.stages import STAGES, TimedComponents, measure_batches, open_timed, time_picture, varied
+from sd_runtime.bench.stages import STAGES, measure_batches, open_timed, time_picture, varied
 from sd_runtime.bundle import Bundle
+from sd_runtime.denoise import Guidance
+from sd_runtime.device_loop import DeviceDenoiser
 from sd_runtime.errors import BundleError, SDError, UsageError
 from sd_runtime.manifest import Source
 from sd_runtime.request import Request, make_request
 from sd_runtime.schema import from_json
 from test_leanness import HELP, modules_after
+from test_tensorrt_pipeline import VERSION, copy_with_engines
 
 SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}
 
@@ -175,14 +180,6 @@ def test_a_slow_stage_shows_where_it_is(bundle: Bundle, request_: Request, monke
         times = time_picture(pipeline, components, request_)
     assert min(times["unet"]) >= 0.03
     assert sum(times["text"]) < 0.03 and max(times["host"]) < 0.03
-
-
-def test_where_the_gpu_leads_engines_are_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrapped engine would take the loop off the GPU: there only the loop's time is known."""
-    monkeypatch.setattr(TimedComponents, "on_cpu", property(lambda self: False))
-    components = TimedComponents(bundle, "cpu")
-    assert components.calls("text_encoder") == []
-    components.close()
 
 
 def test_batches(bundle: Bundle, request_: Request) -> None:
@@ -421,3 +418,22 @@ def test_the_committed_baseline_can_be_read() -> None:
     document = json.loads((Path(__file__).parents[2] / "benchmarks/baseline.json").read_text())
     baseline = from_json(Baseline, document)
     assert baseline.ratios.keys() == {"cold start", "peak memory", "picture", "step"}
+
+
+# ---- on a GPU, a fake one --------------------------------------------------------------------------------------------
+
+
+def test_where_tensorrt_runs_the_loop_only_its_whole_is_known(
+    demo_bundle: Path, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the text encoder nor the UNet is timed alone, and the loop stays on the GPU."""
+    gpu = FakeGpu().install(monkeypatch)
+    FakeTensorRT(gpu, VERSION).install(monkeypatch)
+    pipeline, components = open_timed(Bundle.open(copy_with_engines(demo_bundle, tmp_path / "bundle")), "auto")
+    with pipeline:
+        times = time_picture(pipeline, components, request_)
+        assert isinstance(components.denoiser(Guidance(4.0)), DeviceDenoiser)
+    assert not components.on_cpu and components.precision("unet") == "fp32"
+    assert times["tokenize"] == times["host"] == []
+    assert len(times["unet"]) == len(times["text"]) == 1
+    assert sum(times["unet"]) < sum(times["picture"])

@@ -49,7 +49,8 @@ def compare(pipeline: Pipeline, reference: Reference) -> Report:
 
 def describe_device(pipeline: Pipeline) -> str:
     """Which library runs the networks, and where."""
-    return "ONNX Runtime on the CPU" if pipeline.components.on_cpu else "the GPU"
+    components = pipeline.components
+    return "ONNX Runtime on the CPU" if components.on_cpu else f"the GPU, its UNet in {components.precision('unet')}"
 
 
 class _Ours:
@@ -57,7 +58,7 @@ class _Ours:
 
     def __init__(self, pipeline: Pipeline, reference: Reference) -> None:
         self._pipeline, self._reference = pipeline, reference
-        self._precision = pipeline.manifest.precision
+        self._components = pipeline.components
         self._timed = Stopwatch()
         self.pictures: tuple[Array, Array] | None = None
 
@@ -81,23 +82,25 @@ class _Ours:
         for case in self._reference.cases:
             if case.component not in components:
                 continue
-            engine = self._pipeline.components.engine(case.component)
+            engine = self._components.engine(case.component)
             output = self._timed(case.component, partial(engine.run, self._reference.feeds(case)))[case.output]
-            limit = network_limit(case.component, self._precision, self._cells)
+            precision = self._components.precision(case.component)
+            limit = network_limit(case.component, precision, self._cells, on_cpu=self._components.on_cpu)
             yield Row(case.component, case.name, measure(output, self._reference.tensors[case.expected]), limit)
 
     def picture(self) -> Iterator[Row]:
         """The latents after each step, where both sides call the UNet equally often, and the picture."""
         expected = self._reference.tensors[LATENTS]
         trail, result = self._timed("picture", self._draw, again=False)
-        limit = drift_limit(self._precision)
+        precision, on_cpu = self._components.precision("unet"), self._components.on_cpu
+        limit = drift_limit(precision, on_cpu=on_cpu)
         steps = range(len(trail)) if len(trail) == len(expected) else range(0)
         for step in steps[:-1]:
             yield Row("loop", f"step {step + 1}", measure(trail[step], expected[step]), limit)
         yield Row("loop", "final latents", measure(trail[-1], expected[-1]), limit)
         theirs = self._reference.tensors[PICTURE]
         self.pictures = theirs[0], result.arrays[0]
-        yield Row("picture", "", measure(result.arrays, theirs, span=1.0), picture_limit(self._precision))
+        yield Row("picture", "", measure(result.arrays, theirs, span=1.0), picture_limit(precision, on_cpu=on_cpu))
 
     def _draw(self) -> tuple[list[Array], Result]:
         generation = self._pipeline.start(self._reference.probe.request(self._pipeline.manifest.defaults))

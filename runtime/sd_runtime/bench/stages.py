@@ -81,7 +81,7 @@ class TimedComponents(Components):
 
 def open_timed(bundle: Bundle, device: str) -> tuple[Pipeline, TimedComponents]:
     """A pipeline over timed engines, all loaded."""
-    components = TimedComponents(bundle, device) if device == "cpu" else TimedComponents.open(bundle, device)
+    components = TimedComponents.open(bundle, device)
     assert isinstance(components, TimedComponents)
     components.preload()
     return Pipeline.assemble(bundle, components), components
