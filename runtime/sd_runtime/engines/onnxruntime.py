@@ -165,7 +165,8 @@ class OnnxRuntimeEngine:
 
 def _session_options(ort: Any, folder: Path, *, prepack: bool, threads: int | None) -> Any:
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    levels = ort.GraphOptimizationLevel  # ALL also re-orders weights for the processor: a seventh faster, and private
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if prepack else levels.ORT_ENABLE_EXTENDED
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
