@@ -4,7 +4,7 @@
     scripts/compare_peers.py BUNDLE CHECKPOINT [--steps 25] [--width W --height H] [--rounds 3] [--json FILE]
 
     picture   how closely it agrees with diffusers' (PSNR)
-    step      seconds of a step: a long run less a short one, by the steps between them, in a process that is warm
+    step      seconds of a step: the fastest long run less the fastest short one, by the steps between them, warm
     cold      a new process, from its start to its first picture on disk
     memory    the most that this process had resident until its end
     install   what its packages take on disk, beyond a bare virtual environment
@@ -26,6 +26,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Sequence
@@ -53,10 +54,11 @@ BARE = ("pip", "setuptools")
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds to its first picture, seconds of a step, peak resident megabytes."""
+    """One process: seconds to its first picture, of its fastest short and long runs, and peak resident megabytes."""
 
     cold: float
-    step: float
+    short: float
+    long: float
     memory: float
 
 
@@ -87,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run = measure(pythons[PEERS[peer]], peer, settings(args, folder / f"{peer}.png"))
             print(f"round {number}: {peer} {run}", file=sys.stderr, flush=True)
             runs[peer] += [run] if number else []
-    rows = [row(peer, runs[peer], folder, pythons[PEERS[peer]]) for peer in args.peers]
+    steps = args.steps - args.short
+    rows = [row(peer, runs[peer], steps, folder, pythons[PEERS[peer]]) for peer in args.peers]
     print(table(args, rows))
     if args.json:
         values = {"machine": describe_machine(), "settings": settings(args, folder), "rows": [asdict(r) for r in rows]}
@@ -151,29 +154,28 @@ def measure(python: str, peer: str, told: dict[str, Any]) -> Run:
     """Run a worker to its end.  SystemExit if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(told["threads"]), "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONPATH": str(REPOSITORY / "runtime")} if PEERS[peer] in ("ours", "openvino") else {}
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [python, WORKER, peer, json.dumps(told)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    cold = time.perf_counter() - started
-    pairs = [json.loads(line) for line in process.stdout]
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode or not pairs:
-        raise SystemExit(f"{peer} failed:\n{errors[-3000:]}")
-    steps = told["long"] - told["short"]
-    step = min((long - short) / steps for short, long in pairs)
-    return Run(cold, step, usage.ru_maxrss * 1024 / 1e6)  # Linux counts in KiB
+    command = [python, str(WORKER), peer, json.dumps(told)]
+    with tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            cold = time.perf_counter() - started
+            pairs = [json.loads(line) for line in process.stdout]
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode or not pairs:
+            errors.seek(0)
+            raise SystemExit(f"{peer} failed:\n{errors.read()[-3000:]}")
+    memory = usage.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+    return Run(cold, min(short for short, _ in pairs), min(long for _, long in pairs), memory)
 
 
-def row(peer: str, runs: list[Run], folder: Path, python: str) -> Row:
+def row(peer: str, runs: list[Run], steps: int, folder: Path, python: str) -> Row:
     likeness = psnr(folder / f"{peer}.png", folder / f"{REFERENCE}.png")
-    memory = statistics.median(run.memory for run in runs)
-    return Row(peer, likeness, min(r.step for r in runs), min(r.cold for r in runs), memory, install_size(python))
+    step = (min(r.long for r in runs) - min(r.short for r in runs)) / steps
+    memory = statistics.median(r.memory for r in runs)
+    return Row(peer, likeness, step, min(r.cold for r in runs), memory, install_size(python))
 
 
 def psnr(one: Path, other: Path) -> float | None:
