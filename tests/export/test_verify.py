@@ -283,6 +283,19 @@ def test_a_layer_that_yields_nan(
     assert layers.bisect(Bundle.open(bundle), checkpoint, reference, case, row).starts == "conv_out"
 
 
+def test_nan_is_reported_not_raised(
+    damaged: Callable[[str, str, Change], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loop ends where the pipeline refuses NaN; the report has what came before, and the layer."""
+    bundle = damaged("unet", "conv_out.weight", lambda values: values.fill(np.nan))
+    assert main([str(bundle), "--width", "64", "--height", "64", "--steps", "2", "--bisect", "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert "loop, UNet output in step 1 of 3 (timestep 501)" in captured.out
+    assert "vae_decoder, sample picture" in captured.out
+    assert "unet, timestep 981, from layer conv_out differs from the reference" in captured.err
+    assert "got NaN or infinity" in captured.err
+
+
 def test_layers_of_a_sound_network(
     demo_bundle: Path, reference: Reference, checkpoint: Checkpoint, report: Report
 ) -> None:

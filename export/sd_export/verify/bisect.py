@@ -4,8 +4,8 @@ The nodes of a plain graph are named after the modules that they were traced fro
 of its nodes.  Those values become outputs of the graph, which then runs next to the torch module with a hook on each
 layer.  A layer is a module without modules of its own that is called once.
 
-An engine may fuse what lies between the values that it must now show; where the graph's outputs are broken and no layer
-is, that is where to look.
+Both sides run on the CPU.  An engine may fuse what lies between the values that it must now show; where the graph's
+outputs are broken and no layer is, that is where to look.
 """
 
 from __future__ import annotations

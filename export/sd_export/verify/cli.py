@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .report import Drift, Report
 
 STORED = "stored"
-LIBRARIES = ("torch", "diffusers", "transformers")
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "safetensors", "huggingface_hub")
 EPILOG = """examples:
   sd-verify stable-diffusion-v1-5 --against stable-diffusion-v1-5/stable-diffusion-v1-5
   sd-verify bundles/demo --html report.html --bisect

@@ -30,12 +30,15 @@ class Measure:
         return math.isfinite(self.max_abs)
 
 
+NOT_FINITE = Measure(math.nan, math.nan, math.nan, math.nan)
+
+
 def measure(ours: Array, reference: Array, span: float | None = None) -> Measure:
     """Compare two tensors of one shape; `span` is the range that PSNR refers to, by default the reference's own.
 
     A NaN or infinity anywhere makes every measure NaN, which is within no limit."""
     if ours.shape != reference.shape or not (np.isfinite(ours).all() and np.isfinite(reference).all()):
-        return Measure(math.nan, math.nan, math.nan, math.nan)
+        return NOT_FINITE
     a, b = ours.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
     difference = a - b
     error, length, own = (float(np.linalg.norm(x)) for x in (difference, b, a))
