@@ -63,9 +63,20 @@ BiasSplitGelu (X, bias) => (Y)
     Y = Mul(left, gelu)
 }
 """
+_NHWC_CONV = """
+NhwcConv <group, strides, pads, dilations> (X, W, B) => (Y)
+{
+    channels_first = Transpose<perm = [0, 3, 1, 2]>(X)
+    weight = Transpose<perm = [0, 3, 1, 2]>(W)
+    result = Conv<group: int = @group, strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations>
+        (channels_first, weight, B)
+    Y = Transpose<perm = [0, 2, 3, 1]>(result)
+}
+"""
 FUNCTIONS = {
     "GroupNorm": _HEADER + _GROUP_NORM,
     "SkipGroupNorm": _HEADER.replace("[", f'["{DOMAIN}" : 1, ') + _SKIP_GROUP_NORM,
+    "NhwcConv": _HEADER + _NHWC_CONV,
     "BiasAdd": _HEADER + _BIAS_ADD,
     "BiasSplitGelu": _HEADER + _BIAS_SPLIT_GELU,
 }

@@ -129,6 +129,7 @@ def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> Non
     plain, cuda, basic = (_operators(folder / forms["unet"][form].path) for form in ("plain", "cuda", "trt-basic"))
     assert cuda["MultiHeadAttention"] == plain["Attention"]
     assert cuda["GroupNorm"] + cuda["SkipGroupNorm"] == plain["GroupNormalization"]
+    assert cuda["NhwcConv"] == plain["Conv"] and "Conv" not in cuda
     assert cuda["SkipGroupNorm"] > cuda["GroupNorm"] and "Sigmoid" in cuda  # the timestep's own are left
     assert cuda["SkipLayerNormalization"] == 2 * cuda["BiasAdd"] == 2 * cuda["LayerNormalization"]
     assert basic["Softmax"] == plain["Attention"] and basic["InstanceNormalization"] == plain["GroupNormalization"]
@@ -139,7 +140,7 @@ def test_the_cuda_form_is_typed_as_its_operators_are(bundle: tuple[Path, Forms])
     """ONNX Runtime checks a graph against the operators' schemas before it looks for kernels, which only a GPU has."""
     folder, forms = bundle
     for name in ("unet", "vae_decoder", "vae_encoder"):
-        with pytest.raises(NotImplemented, match="GroupNorm"):
+        with pytest.raises(NotImplemented, match=r"GroupNorm|NhwcConv"):
             ort.InferenceSession(folder / forms[name]["cuda"].path, providers=["CPUExecutionProvider"])
 
 

@@ -33,7 +33,7 @@ from .normalisation import group_norm_by_instance_norm
 __all__ = ["FORMS", "Form", "rewrite", "text_embeds", "write_forms"]
 
 WIDEST_FUSED_HEAD = 256  # TensorRT has no fused attention for wider heads; the VAE's single head is 512
-UNUSED = ("pooler_output",)  # what pictures do not need is not built into engines
+UNUSED = ("pooler_output",)  # pictures do not need it, and it has operators that GPUs lack
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Form:
 def _to_cpu(editor: Editor) -> None:
     use_multi_head_attention(editor)
     group_norm_by_instance_norm(editor)
+
+
+def _to_cuda(editor: Editor) -> None:
+    _drop_unused(editor)
+    to_cuda(editor)
 
 
 def _to_tensorrt(editor: Editor) -> None:
@@ -80,7 +85,7 @@ def _drop_unused(editor: Editor) -> None:
 
 FORMS: Mapping[str, Form] = {
     "cpu": Form(_to_cpu, precisions=("fp32",)),  # the CPU provider has no float16 kernels
-    "cuda": Form(to_cuda),
+    "cuda": Form(_to_cuda),
     "trt": Form(_to_tensorrt),
     "trt-bf16": Form(_to_bfloat16_tensorrt, precisions=("fp32",)),
     "trt-basic": Form(_to_basic_tensorrt, opset=20),

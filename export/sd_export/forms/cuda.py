@@ -1,14 +1,18 @@
 """The graph as ONNX Runtime's CUDA provider runs it best: its own fused operators, channels last around them.
 
     Attention                       → MultiHeadAttention
+    Conv, Resize                    → NhwcConv, Resize, channels last
     Add, GroupNormalization, SiLU   → SkipGroupNorm or GroupNorm, channels last, the activation inside
     MatMul's bias, residual, norm   → SkipLayerNormalization, which also hands on the sum
     MatMul's bias, residual         → BiasAdd
     MatMul's bias, split, Gelu, Mul → BiasSplitGelu
 
-Convolutions stay as they are: the provider's option prefer_nhwc runs them channels last, and its transposes cancel
-against those around the normalisations here.  SkipLayerNormalization sums in float16 unless the provider is created
-with enable_skip_layer_norm_strict_mode.  What each kernel takes: onnxruntime/contrib_ops/cuda/{diffusion,bert}.
+The transposes between what is channels last cancel when ONNX Runtime optimises the graph; those of the weights, which
+lie in the file channels first as the other forms want them, are folded when it loads it.  The provider's own option
+prefer_nhwc does the same to plain convolutions, but then moves the computation of shapes to the GPU, which costs a copy
+to the host and back for each of them and rules CUDA graphs out.  SkipLayerNormalization sums in float16 unless the
+provider is created with enable_skip_layer_norm_strict_mode.  What each kernel takes:
+onnxruntime/contrib_ops/cuda/{diffusion,bert} and core/providers/cuda/nn/conv.cc.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ def to_cuda(editor: Editor) -> None:
     _bias_add(editor)
     _bias_split_gelu(editor)
     _group_norm(editor)
+    _convolutions(editor)
+    _resizes(editor)
 
 
 def _skip_layer_norm(editor: Editor) -> None:
@@ -113,6 +119,38 @@ def _group_norm(editor: Editor) -> None:
     editor.finish()
 
 
+def _convolutions(editor: Editor) -> None:
+    """Their weights are (out, height, width, in) then."""
+    for node in editor.nodes("Conv"):
+        source, weight, *bias = (needed(v) for v in node.inputs)
+        if _rank(source) != 4:
+            continue
+        editor.before(node)
+        result = node.outputs[0]
+        inputs = [_channels_last(editor, source, "input"), _channels_last(editor, weight, "weight"), *bias]
+        shape = _moved_last(result)
+        attributes = {name: value.value for name, value in node.attributes.items()}
+        convolved = editor.add("NhwcConv", inputs, "nhwc", like=result, shape=shape, domain=MICROSOFT, **attributes)
+        editor.replace(result, _channels_first(editor, convolved, result, "output"))
+    editor.finish()
+
+
+def _resizes(editor: Editor) -> None:
+    """By scales or to sizes, one for each axis; nearest neighbours, which is all that these networks use."""
+    for node in editor.nodes("Resize"):
+        source, *unused, target = node.inputs
+        if any(unused) or _rank(needed(source)) != 4:
+            continue
+        editor.before(node)
+        result = node.outputs[0]
+        last = editor.add("Gather", [target, editor.integers(0, 2, 3, 1)], "target", like=target, axis=0)
+        inputs = [_channels_last(editor, needed(source), "input"), *unused, last]
+        attributes = {name: value.value for name, value in node.attributes.items()}
+        resized = editor.add("Resize", inputs, "nhwc", like=result, shape=_moved_last(result), **attributes)
+        editor.replace(result, _channels_first(editor, resized, result, "output"))
+    editor.finish()
+
+
 def _with_silu(value: ir.Value) -> tuple[ir.Value, int]:
     """x · sigmoid(x) of `value`, if that is all that happens to it, and which activation that makes."""
     users = [node for node, _ in value.uses()]
@@ -137,14 +175,19 @@ def _addends(total: ir.Value) -> tuple[ir.Value, ir.Value | None]:
 
 def _channels_last(editor: Editor, value: ir.Value, name: str) -> ir.Value:
     """(B, C, H, W) → (B, H, W, C), or (B, C, L) → (B, L, 1, C)."""
-    assert value.shape is not None
-    batch, channels, *rest = value.shape
+    batch, *rest, channels = shape = _moved_last(value)
     if len(rest) == 2:
-        shape = [batch, *rest, channels]
         return editor.add("Transpose", [value], f"{name}/nhwc", like=value, shape=shape, perm=[0, 2, 3, 1])
-    flat = editor.add("Transpose", [value], f"{name}/nlc", like=value, shape=[batch, *rest, channels], perm=[0, 2, 1])
+    flat = editor.add("Transpose", [value], f"{name}/nlc", like=value, shape=shape, perm=[0, 2, 1])
     shape = [batch, *rest, 1, channels]
     return editor.add("Unsqueeze", [flat, editor.integers(2)], f"{name}/nhwc", like=value, shape=shape)
+
+
+def _moved_last(value: ir.Value) -> list[int | ir.SymbolicDim]:
+    """The shape of `value` with axis 1 at its end."""
+    assert value.shape is not None
+    batch, channels, *rest = value.shape
+    return [batch, *rest, channels]
 
 
 def _channels_first(editor: Editor, value: ir.Value, like: ir.Value, name: str) -> ir.Value:
