@@ -93,7 +93,7 @@ def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
             return OpenVINOEngine(self._bundle.path(graph.path), graph.inputs, graph.outputs)
 
     bundle = Bundle.open(Path(settings["bundle"]))
-    return drawing(Pipeline.assemble(bundle, OpenVINOComponents(bundle, "cpu")), settings)
+    return drawing(Pipeline.assemble(bundle, OpenVINOComponents(bundle)), settings)
 
 
 LOADERS: dict[str, Callable[[dict[str, Any]], Draw]] = {

@@ -8,17 +8,29 @@ from .bundle import Bundle
 from .engines.cuda import Gpu
 from .engines.tensorrt import TensorRT, current_target
 from .engines.tensorrt_engine import TensorRTEngine
-from .errors import EngineError
+from .errors import DependencyError, EngineError
 from .manifest import EngineRecord, Manifest, Target
+from .notices import warn
 
 TENSORRT_FORM = "trt"  # what a graph's form starts with that computes as the plain one and is written for TensorRT
+
+
+def open_tensorrt(bundle: Bundle) -> TensorRTBackend | None:
+    """The engines of a bundle that has some; if none fits, a warning says why."""
+    try:
+        return TensorRTBackend.open(bundle)
+    except (DependencyError, EngineError) as error:
+        warn(f"{error}; ONNX Runtime is used instead; to build engines on this machine: {rebuild(bundle)}")
+        return None
 
 
 class TensorRTBackend:
     """The GPU, TensorRT, and those engines of a bundle that fit both."""
 
     def __init__(self, bundle: Bundle, library: TensorRT, gpu: Gpu, records: tuple[EngineRecord, ...]) -> None:
-        self._bundle, self._library, self._gpu, self._records = bundle, library, gpu, records
+        """`gpu` is the caller's to close, after this."""
+        self.gpu = gpu
+        self._bundle, self._library, self._records = bundle, library, records
 
     @classmethod
     def open(cls, bundle: Bundle) -> TensorRTBackend:
@@ -44,11 +56,10 @@ class TensorRTBackend:
         if not records:
             return None
         graph = self._bundle.component(component).graph(records[0].form)
-        return TensorRTEngine(self._library, self._gpu, graph, records, self._bundle.read, rebuild(self._bundle))
+        return TensorRTEngine(self._library, self.gpu, graph, records, self._bundle.read, rebuild(self._bundle))
 
     def close(self) -> None:
         """After all engines were closed."""
-        self._gpu.close()
         self._library.close()
 
 

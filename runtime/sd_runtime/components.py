@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from .bundle import Bundle
 from .denoise import Guidance, Step, denoise
 from .engines.device import DeviceEngine
-from .engines.onnxruntime import Device, OnnxRuntimeEngine, choose_device, import_onnxruntime
+from .engines.onnxruntime import OnnxRuntimeEngine, has_cuda, import_onnxruntime
 from .engines.protocol import Engine
-from .errors import DependencyError, EngineError, OutOfMemoryError
+from .errors import DependencyError, EngineError, OutOfMemoryError, UsageError
 from .manifest import EnginePrecision
 from .noise import NoiseSource
 from .notices import warn
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .backends import TensorRTBackend
     from .device_decoder import DeviceDecoder
     from .device_loop import DeviceDenoiser
+    from .engines.cuda import Gpu
 
+DEVICES = ("auto", "cpu", "cuda")
 EAGER = ("text_encoder", "unet", "vae_decoder")  # what every picture needs; the rest is loaded when first asked for
 LOOP = ("unet", "plain"), ("sampler_step", "plain"), ("sampler_step", "guided")
 DECODER = ("vae_decoder", "plain"), ("pixels", "plain")
@@ -40,35 +42,42 @@ class Components:
     """Engines by component name and graph form; loading is thread-safe, `close` releases all of them."""
 
     def __init__(
-        self, bundle: Bundle, device: str, tensorrt: TensorRTBackend | None = None, *, threads: int | None = None
+        self,
+        bundle: Bundle,
+        gpu: Gpu | None = None,
+        tensorrt: TensorRTBackend | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
-        """`device`: auto, cpu or cuda, for what ONNX Runtime runs; `tensorrt` belongs to this object from now on."""
-        self._bundle, self._wanted, self._tensorrt, self._threads = bundle, device, tensorrt, threads
+        """`gpu`: where everything runs that can; None: the CPU runs all.  `tensorrt`: engines on that GPU.  Both belong
+        to this object from now on."""
+        self._bundle, self._gpu, self._tensorrt, self._threads = bundle, gpu, tensorrt, threads
         self._engines: dict[tuple[str, str], Engine] = {}
         self._lock, self._setting_up, self._closed = threading.Lock(), threading.Lock(), False
 
     @classmethod
     def open(cls, bundle: Bundle, device: str, *, threads: int | None = None) -> Components:
         """Choose the library: TensorRT if the bundle has engines that fit, unless `device` is cpu; else ONNX Runtime,
-        with a warning where there were engines.  UsageError, DependencyError: `device` cannot be had."""
-        if device == "cpu" or not bundle.manifest.engines:
-            return cls(bundle, choose_device(device), threads=threads)
-        from .backends import TensorRTBackend, rebuild
+        with a warning where there were engines.  UsageError, DependencyError, EngineError: `device` cannot be had."""
+        if device not in DEVICES:
+            raise UsageError("device", got=device, accepted=", ".join(DEVICES))
+        if device == "cpu":
+            return cls(bundle, threads=threads)
+        if bundle.manifest.engines:
+            from .backends import open_tensorrt
 
-        try:
-            return cls(bundle, "auto", TensorRTBackend.open(bundle), threads=threads)
-        except (DependencyError, EngineError) as error:
-            warn(f"{error}; ONNX Runtime is used instead; to build engines on this machine: {rebuild(bundle)}")
-            return cls(bundle, choose_device(device), threads=threads)
-
-    @cached_property
-    def onnxruntime_device(self) -> Device:
-        return choose_device(self._wanted)
+            if (tensorrt := open_tensorrt(bundle)) is not None:
+                return cls(bundle, tensorrt.gpu, tensorrt, threads=threads)
+        return cls(bundle, open_gpu(needed=device == "cuda"), threads=threads)
 
     @property
     def on_cpu(self) -> bool:
         """Whether the CPU runs everything."""
-        return self._tensorrt is None and self.onnxruntime_device == "cpu"
+        return self._gpu is None
+
+    @cached_property
+    def _onnxruntime_has_cuda(self) -> bool:
+        return self._gpu is not None and has_cuda()
 
     def precision(self, name: str) -> EnginePrecision:
         """That a component's plain graph is computed in here."""
@@ -106,9 +115,9 @@ class Components:
         built = self._tensorrt.engine(name, form) if self._tensorrt is not None else None
         return built if built is not None else self._load_graph(name, form)
 
-    def _load_graph(self, name: str, form: str) -> OnnxRuntimeEngine:
+    def _load_graph(self, name: str, form: str) -> Engine:
         """A session; for the plain graph, of the form that is written for the device, where there is one."""
-        tuned = self.onnxruntime_device
+        tuned = "cuda" if self._onnxruntime_has_cuda else "cpu"
         if form != "plain" or tuned not in self._bundle.component(name).graphs:
             return self._session(name, form)
         try:
@@ -119,17 +128,21 @@ class Components:
             warn(f"{error}; the plain graph of {name} is used instead, which is slower")
             return self._session(name, form)
 
-    def _session(self, name: str, form: str) -> OnnxRuntimeEngine:
+    def _session(self, name: str, form: str) -> Engine:
         component = self._bundle.component(name)
         graph = component.graph(form)
         weights = [] if component.weights is None else [component.weights]
         self._bundle.verify(weights)
+        content, folder = self._bundle.read(graph.path), self._bundle.path(graph.path).parent
+        if self._gpu is not None and self._onnxruntime_has_cuda:
+            from .engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+            return OnnxRuntimeCudaEngine(self._gpu, content, folder, graph.inputs, graph.outputs)
         return OnnxRuntimeEngine(
-            self._bundle.read(graph.path),
-            self._bundle.path(graph.path).parent,
+            content,
+            folder,
             graph.inputs,
             graph.outputs,
-            device=self.onnxruntime_device,
             threads=self._threads,
             float16=self._bundle.manifest.precision == "fp16",
             weights_size=sum(self._bundle.manifest.files[name].size for name in weights),
@@ -143,7 +156,7 @@ class Components:
 
     @cached_property
     def _device_denoiser(self) -> DeviceDenoiser | None:
-        engines = self._on_one_gpu(LOOP)
+        engines = self._all_on_gpu(LOOP)
         if engines is None:
             return None
         from .device_loop import DeviceDenoiser
@@ -159,7 +172,7 @@ class Components:
 
     @cached_property
     def _device_decoder(self) -> DeviceDecoder | None:
-        engines = self._on_one_gpu(DECODER)
+        engines = self._all_on_gpu(DECODER)
         if engines is None:
             return None
         from .device_decoder import DeviceDecoder
@@ -167,17 +180,19 @@ class Components:
         decoder, pixels = engines
         return DeviceDecoder(decoder, pixels, self._bundle.manifest.latent.pixels)
 
-    def _on_one_gpu(self, wanted: Iterable[tuple[str, str]]) -> list[DeviceEngine] | None:
-        """These engines, if the bundle has them all and one library runs them all on the GPU."""
+    def _all_on_gpu(self, wanted: Iterable[tuple[str, str]]) -> list[DeviceEngine] | None:
+        """These engines, if the bundle has them all and all of them run on the GPU, whatever library runs them."""
         components = self._bundle.manifest.components
         if any(name not in components or form not in components[name].graphs for name, form in wanted):
             return None
-        if self._tensorrt is None and self.onnxruntime_device == "cpu":
-            return None  # there the host is the device
-        if self._tensorrt is not None and not all(self._tensorrt.records(name, form) for name, form in wanted):
+        if not all(self._runs_on_gpu(name, form) for name, form in wanted):
             return None
         engines = [self.engine(name, form) for name, form in wanted]
         return [engine for engine in engines if isinstance(engine, DeviceEngine)]
+
+    def _runs_on_gpu(self, name: str, form: str) -> bool:
+        built = self._tensorrt is not None and bool(self._tensorrt.records(name, form))
+        return built or self._onnxruntime_has_cuda
 
     def close(self) -> None:
         """Release the engines, what runs them in loops first; a second time, do nothing."""
@@ -194,3 +209,26 @@ class Components:
             self._engines.clear()
         if self._tensorrt is not None:
             self._tensorrt.close()
+        if self._gpu is not None:
+            self._gpu.close()
+
+
+def open_gpu(*, needed: bool) -> Gpu | None:
+    """The GPU for ONNX Runtime; None for the CPU: if it is a build for CPUs, or, with a warning, if no GPU is usable.
+    DependencyError, EngineError: there is none, and it is `needed`."""
+    if not has_cuda():
+        if not needed:
+            return None
+        raise DependencyError(
+            "device cuda: this ONNX Runtime has no CUDA provider",
+            remedy='pip uninstall onnxruntime, then pip install "sd-lean[gpu]"',
+        )
+    from .engines.cuda import Gpu
+
+    try:
+        return Gpu()
+    except (DependencyError, EngineError) as error:
+        if needed:
+            raise
+        warn(f"{error}; the CPU is used instead")
+        return None

@@ -7,8 +7,6 @@ bfloat16, which the provider has no kernels for, becomes float32 that was rounde
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnx.parser
@@ -82,9 +80,9 @@ FUNCTIONS = {
 }
 
 
-def with_functions(path: Path) -> bytes:
-    """The graph in `path` with its CUDA-only operators replaced by the functions above; its weights stay outside."""
-    model = onnx.load(path, load_external_data=False)
+def with_functions(graph: bytes) -> bytes:
+    """The graph with its CUDA-only operators replaced by the functions above; its weights stay outside."""
+    model = onnx.load_from_string(graph)
     for node in model.graph.node:
         if node.domain == "com.microsoft" and node.op_type in FUNCTIONS:
             node.domain = DOMAIN
@@ -96,9 +94,9 @@ def with_functions(path: Path) -> bytes:
     return serialized
 
 
-def in_float32(path: Path) -> bytes:
-    """The bfloat16 graph in `path`, computed in float32 between its casts to bfloat16."""
-    model = onnx.load(path, load_external_data=False)
+def in_float32(graph: bytes) -> bytes:
+    """The bfloat16 graph, computed in float32 between its casts to bfloat16."""
+    model = onnx.load_from_string(graph)
     graph, narrow, wide = model.graph, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     nodes = []
     for node in graph.node:

@@ -18,6 +18,8 @@ import torch
 from demo_reference import generators, psnr
 from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, LatentConsistencyModelImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
+from fake_cuda import FakeGpu
+from fake_onnxruntime import FakeOnnxRuntime
 from sd_export.build_plan import BuildRequest, plan_jobs
 from sd_export.request import ExportRequest
 from sd_export.stages import export
@@ -25,7 +27,6 @@ from sd_runtime import Bundle, Pipeline, Result, make_request
 from sd_runtime.cli import main
 from sd_runtime.components import Components
 from sd_runtime.device_loop import DeviceDenoiser
-from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sd_runtime.errors import ExportError
 from sd_runtime.image import to_pictures
 from sd_runtime.manifest import Defaults, Precision
@@ -406,13 +407,8 @@ def test_latent_consistency_model_on_a_device(
     lcm: Exported, lcm_pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop that never comes back to the host tells the network the guidance, too."""
-
-    def on_cpu(*given: Any, **more: Any) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(*given, **(more | {"device": "cpu"}))
-
     expected = lcm_pipe(PROMPT, seed=1)
-    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", on_cpu)
-    monkeypatch.setattr("sd_runtime.components.choose_device", lambda wanted: "cuda")
+    FakeOnnxRuntime(FakeGpu().install(monkeypatch)).install(monkeypatch)
     with Pipeline.load(lcm.bundle, device="cuda") as pipe:
         assert isinstance(pipe.components.denoiser(pipe.guidance(expected.request)), DeviceDenoiser)
         np.testing.assert_allclose(pipe(PROMPT, seed=1).latents, expected.latents, atol=1e-4)

@@ -15,6 +15,7 @@ from sd_export.signature import Sizes
 from sd_export.step_graph import step_graph, step_signature
 from sd_runtime.engines.cuda import Gpu
 from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sd_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from sd_runtime.engines.tensorrt import TensorRT
 from sd_runtime.engines.tensorrt_engine import TensorRTEngine
 from sd_runtime.manifest import ComponentName, EngineRecord, Graph, ShapeRange, Target
@@ -118,10 +119,15 @@ def onnxruntime_unet() -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(unet_graph().SerializeToString(), Path(), graph.inputs, graph.outputs, threads=1)
 
 
-def onnxruntime_steps() -> dict[str, OnnxRuntimeEngine]:
+def onnxruntime_cuda_unet(gpu: Gpu) -> OnnxRuntimeCudaEngine:
+    graph = unet_signature()
+    return OnnxRuntimeCudaEngine(gpu, unet_graph().SerializeToString(), Path(), graph.inputs, graph.outputs)
+
+
+def onnxruntime_cuda_steps(gpu: Gpu) -> dict[str, OnnxRuntimeCudaEngine]:
     engines = {}
     for form in FORMS:
         signature = step_signature(SIZES, guided=form == "guided")
         model = step_graph(SIZES, guided=form == "guided").SerializeToString()
-        engines[form] = OnnxRuntimeEngine(model, Path(), signature.inputs, signature.outputs, threads=1)
+        engines[form] = OnnxRuntimeCudaEngine(gpu, model, Path(), signature.inputs, signature.outputs)
     return engines

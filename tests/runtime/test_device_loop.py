@@ -1,23 +1,31 @@
-"""The loop on the device against the loop on the host: by ONNX Runtime's IO binding, and on the fake GPU."""
+"""The loop on the device against the loop on the host, by ONNX Runtime and by TensorRT on the fake GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_cuda import FakeGpu
+from fake_onnxruntime import FakeOnnxRuntime
 from sd_runtime.denoise import Guidance, Step, denoise
 from sd_runtime.device_loop import IDLE_LOOPS, DeviceDenoiser
-from sd_runtime.engines.device import DeviceEngine
-from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sd_runtime.engines.cuda import Gpu
+from sd_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from sd_runtime.errors import EngineError, NumericalError, OutOfMemoryError
 from sd_runtime.noise import NoiseSource
-from sd_runtime.pipeline import Pipeline
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, describe, make_plan, resolve
-from tensorrt_rig import Rig, exact_range, onnxruntime_steps, onnxruntime_unet, rig, unet_shapes, version
+from tensorrt_rig import (
+    Rig,
+    exact_range,
+    onnxruntime_cuda_steps,
+    onnxruntime_cuda_unet,
+    onnxruntime_unet,
+    rig,
+    unet_shapes,
+    version,
+)
 from tiny_graphs import TOKENS, WIDTH
 
 __all__ = ["rig", "version"]  # fixtures
@@ -56,15 +64,27 @@ def arguments(
     }
 
 
-@cache
-def onnxruntime_engines() -> tuple[DeviceEngine, dict[str, DeviceEngine]]:
-    return onnxruntime_unet(), dict(onnxruntime_steps())
+@pytest.fixture(scope="module")
+def module_patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def engines(module_patch: pytest.MonkeyPatch) -> tuple[OnnxRuntimeCudaEngine, dict[str, OnnxRuntimeCudaEngine]]:
+    """The tiny UNet and the sampler step by ONNX Runtime, on a fake GPU."""
+    fake = FakeGpu().install(module_patch)
+    FakeOnnxRuntime(fake).install(module_patch)
+    gpu = Gpu()
+    return onnxruntime_cuda_unet(gpu), onnxruntime_cuda_steps(gpu)
 
 
 @pytest.fixture
-def bound() -> Iterator[DeviceDenoiser]:
-    """The device loop over IO binding on the CPU."""
-    denoiser = DeviceDenoiser(*onnxruntime_engines())
+def bound(
+    engines: tuple[OnnxRuntimeCudaEngine, dict[str, OnnxRuntimeCudaEngine]],
+) -> Iterator[DeviceDenoiser]:
+    unet, steps = engines
+    denoiser = DeviceDenoiser(unet, steps)
     yield denoiser
     denoiser.close()
 
@@ -116,27 +136,7 @@ def test_nan_is_told_with_its_step_and_does_not_stay(bound: DeviceDenoiser) -> N
     assert_same(list(bound(**arguments(plan))), on_host(**arguments(plan)))
 
 
-def test_the_whole_pipeline_over_io_binding(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ONNX Runtime's CUDA provider does on a GPU, done by its CPU provider: loop, decoder and pixels."""
-    request: dict[str, Any] = {"prompt": "a small blue circle", "seed": 3, "num_inference_steps": 5}
-
-    def on_cpu(*given: Any, **more: Any) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(*given, **(more | {"device": "cpu"}))
-
-    with Pipeline.load(demo_bundle, device="cpu") as pipeline:
-        expected = pipeline(**request, num_images_per_prompt=2)
-    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", on_cpu)
-    monkeypatch.setattr("sd_runtime.components.choose_device", lambda wanted: "cuda")
-    with Pipeline.load(demo_bundle, device="cuda") as pipeline:
-        assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
-        result = pipeline(**request, num_images_per_prompt=2)
-    assert result.decoded is not None and result.decoded.pixels is not None
-    assert np.abs(result.latents - expected.latents).max() < 1e-3
-    for picture, other in zip(result.images, expected.images, strict=True):
-        assert np.abs(np.asarray(picture, int) - np.asarray(other, int)).max() <= 1
-
-
-# ---- on a GPU --------------------------------------------------------------------------------------------------------
+# ---- by TensorRT -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

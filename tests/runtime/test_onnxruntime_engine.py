@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from sd_runtime.engines import onnxruntime as backend
-from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine, choose_device
-from sd_runtime.errors import DependencyError, EngineError, UsageError
+from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sd_runtime.errors import EngineError
 from sd_runtime.tensor import Dim, TensorSpec
 
 X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
@@ -71,23 +71,3 @@ def test_corrupt_graph_and_missing_weights(tmp_path: Path) -> None:
     (tmp_path / "w.bin").unlink()
     with pytest.raises(EngineError, match="cannot load the graph"):
         OnnxRuntimeEngine(graph, tmp_path, (X,), (Y,))
-
-
-def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="device: got tpu, accepted auto, cpu, cuda"):
-        choose_device("tpu")
-    assert choose_device("cpu") == "cpu"
-
-    class Fake:
-        def __init__(self, *providers: str) -> None:
-            self.providers = list(providers)
-
-        def get_available_providers(self) -> list[str]:
-            return self.providers
-
-    monkeypatch.setattr(backend, "import_onnxruntime", lambda: Fake("CPUExecutionProvider"))
-    assert choose_device("auto") == "cpu"
-    with pytest.raises(DependencyError, match=r"no CUDA provider.*sd-lean\[gpu\]"):
-        choose_device("cuda")
-    monkeypatch.setattr(backend, "import_onnxruntime", lambda: Fake("CUDAExecutionProvider", "CPUExecutionProvider"))
-    assert choose_device("auto") == "cuda"

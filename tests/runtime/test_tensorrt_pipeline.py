@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +43,7 @@ def copy_with_engines(
     for path in source.rglob("*"):
         if path.is_file():
             (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, target / path.relative_to(source))
+            shutil.copyfile(path, target / path.relative_to(source))
     manifest = Bundle.open(source).manifest
     records, files = [], dict(manifest.files)
     for name in BUILT:
@@ -61,7 +61,6 @@ def copy_with_engines(
             changed = change(record)
             records += [] if changed is None else [changed]
             files[path] = record_file(target / path)
-    (target / MANIFEST).unlink()
     (target / MANIFEST).write_bytes(replace(manifest, engines=tuple(records), files=files).to_bytes())
     return target
 

@@ -1,0 +1,152 @@
+"""ONNX Runtime's CUDA provider as an engine on a `Gpu`: its memory, its stream, its recordings.
+
+A session is given the `Gpu`'s stream and told not to wait for its own work, so that it queues kernels like any other
+engine, and what it queues on tensors chosen once (IO binding) can be recorded as a part of a CUDA graph.  For that its
+graphs must not copy between GPU and host: see sd_export.forms.cuda.  Memory for intermediate values is its own; it
+takes it on the first run of a shape.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError, one_line
+from ..tensor import Array, FeedCheck, TensorSpec, check_feeds
+from .cuda import Gpu
+from .cuda_memory import GpuTensor
+from .device import DeviceTensor
+from .onnxruntime import CUDA, import_onnxruntime, open_session
+from .protocol import Feed, Placed
+
+OPTIONS = {
+    "use_tf32": "0",
+    "enable_skip_layer_norm_strict_mode": "1",  # sums in float32
+    "arena_extend_strategy": "kSameAsRequested",  # not twice as much each time
+    "cudnn_conv_algo_search": "HEURISTIC",  # what is chosen by time may differ, and round differently, in each process
+}
+
+
+@cache
+def load_cuda_libraries() -> str:
+    """CUDA's and cuDNN's libraries, of nvidia-* wheels anywhere on Python's path or of the system; what is missing."""
+    ort, said = import_onnxruntime(), io.StringIO()
+    if not hasattr(ort, "preload_dlls"):
+        return ""
+    for folder in sorted({str(lib) for entry in sys.path for lib in Path(entry).glob("nvidia/*/lib")}):
+        with redirect_stdout(io.StringIO()):  # each folder has but a part of them
+            ort.preload_dlls(directory=folder)
+    with redirect_stdout(said):
+        ort.preload_dlls()
+    return one_line(said.getvalue(), 300)
+
+
+class OnnxRuntimeCudaEngine:
+    """One graph in one session on the GPU; see `Engine` and `DeviceEngine`."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        graph: bytes,
+        folder: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> None:
+        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie."""
+        self._gpu, self._inputs, self._outputs = gpu, inputs, outputs
+        self._check = FeedCheck(inputs)
+        missing = load_cuda_libraries()
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        provider = (CUDA, OPTIONS | {"user_compute_stream": str(int(gpu.stream.handle))})
+        self._session = open_session(graph, folder, inputs, outputs, options, [provider, "CPUExecutionProvider"])
+        if self._session.get_providers()[0] != CUDA:
+            raise EngineError(
+                f"device cuda: ONNX Runtime cannot load its CUDA libraries{missing and f' ({missing})'}",
+                remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu',
+            )
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def device(self) -> Gpu:
+        return self._gpu
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
+        spec = next(spec for spec in (*self._inputs, *self._outputs) if spec.name == name)
+        return self._gpu.tensor(shape, np.dtype(spec.dtype))
+
+    def prepare(self, tensors: Mapping[str, DeviceTensor]) -> BoundLaunch:
+        ours = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, GpuTensor)}
+        assert ours.keys() == tensors.keys(), "tensors of another device"
+        check_feeds(self._inputs, {spec.name: tensors[spec.name] for spec in self._inputs})
+        return BoundLaunch(self._gpu, self._session, ours, {spec.name for spec in self._inputs})
+
+    def place(self, name: str, array: Array) -> Feed:
+        """`array` for input `name`, copied to the GPU once for several runs."""
+        next(spec for spec in self._inputs if spec.name == name).check(array)
+        tensor = self.tensor(name, array.shape)
+        tensor.write(array)
+        return Placed(tensor, array.shape, array.dtype)
+
+    def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+        """Placed inputs are read where they are, the others and the outputs copied once each."""
+        self._check(feeds)
+        names = [spec.name for spec in self._outputs]
+        binding = self._session.io_binding()
+        with self._gpu.turn("running a graph"):
+            for name, feed in feeds.items():
+                if isinstance(feed, Placed):
+                    bind(binding.bind_input, name, feed.value)
+                else:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(feed))
+            for name in names:
+                binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(binding)
+            results: list[Array] = binding.copy_outputs_to_cpu()
+        return dict(zip(names, results, strict=True))
+
+    def close(self) -> None:
+        """Release the session and its memory, once the GPU is done with it; no use afterwards."""
+        with self._gpu.closing():
+            self._gpu.stream.sync()
+            del self._session
+
+
+class BoundLaunch:
+    """A session's run on tensors chosen once; see `Launch`."""
+
+    recordable = True
+
+    def __init__(self, gpu: Gpu, session: Any, tensors: Mapping[str, GpuTensor], inputs: set[str]) -> None:
+        self._gpu, self._session, self._binding = gpu, session, session.io_binding()
+        for name, tensor in tensors.items():
+            bind(self._binding.bind_input if name in inputs else self._binding.bind_output, name, tensor)
+        self._options = import_onnxruntime().RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def __call__(self) -> None:
+        with self._gpu.turn("running a graph"):
+            self._session.run_with_iobinding(self._binding, self._options)
+
+    def close(self) -> None:
+        del self._binding, self._session
+
+
+def bind(method: Any, name: str, tensor: GpuTensor) -> None:
+    """Let a session read or write a tensor in the GPU's memory."""
+    method(name, "cuda", 0, tensor.dtype.type, list(tensor.shape), tensor.address)
