@@ -1,8 +1,9 @@
 """A GPU made of numpy: the part of cuda.core that the runtime uses, on a machine without CUDA.
 
-It is stricter than a GPU.  Nothing that is queued happens before somebody waits for it, so whoever reads too early sees
-poison and whoever overwrites too early is found out.  Addresses are checked: memory that was freed, never allocated or
-is too small is an illegal access.  A stream that is being captured does nothing until its graph is launched.
+It raises what cuda.core raises (tests/stub_cuda runs the same tests over the real one), and is stricter than a GPU.
+Nothing that is queued happens before somebody waits for it, so whoever reads too early sees poison and whoever
+overwrites too early is found out.  Addresses are checked: memory that was freed, never allocated or is too small is an
+illegal access.  A stream that is being captured does nothing until its graph is launched.
 """
 
 from __future__ import annotations
@@ -97,22 +98,34 @@ class FakeGpu:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
         core, graph, system = (ModuleType(f"cuda.core{name}") for name in ("", ".graph", ".system"))
         core.Device = lambda ordinal=None: Device(self, ordinal)  # type: ignore[attr-defined]
-        core.EventOptions = lambda **options: SimpleNamespace(**options)  # type: ignore[attr-defined]
-        core.DeviceMemoryResourceOptions = SimpleNamespace  # type: ignore[attr-defined]
+        core.EventOptions, core.DeviceMemoryResourceOptions = EventOptions, PoolOptions  # type: ignore[attr-defined]
         core.DeviceMemoryResource = lambda device, options: DeviceMemory(self)  # type: ignore[attr-defined]
         core.LegacyPinnedMemoryResource = lambda: PinnedMemory(self)  # type: ignore[attr-defined]
         core.Buffer = SimpleNamespace(from_handle=self._view)  # type: ignore[attr-defined]
-        system.get_user_mode_driver_version = lambda: self.cuda  # type: ignore[attr-defined]
         system.get_kernel_mode_driver_version = lambda: self.driver  # type: ignore[attr-defined]
         core.graph, core.system = graph, system  # type: ignore[attr-defined]
-        package = ModuleType("cuda")
-        package.core = core  # type: ignore[attr-defined]
-        for module in (package, core, graph, system):
+        package, bindings, driver = (ModuleType(f"cuda{name}") for name in ("", ".bindings", ".bindings.driver"))
+        driver.cuDriverGetVersion = lambda: (0, self.cuda[0] * 1000 + self.cuda[1] * 10)  # type: ignore[attr-defined]
+        package.core, package.bindings, bindings.driver = core, bindings, driver  # type: ignore[attr-defined]
+        for module in (package, core, graph, system, bindings, driver):
             monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
         return self
 
-    def _view(self, handle: int, size: int, mr: None = None, owner: object = None) -> Buffer:
-        return Buffer(self, int(handle), size, kind=None)
+    def _view(self, ptr: int, size: int, mr: None = None, owner: object = None, *, stream: None = None) -> Buffer:
+        return Buffer(self, int(ptr), size, kind=None)
+
+
+@dataclass
+class EventOptions:
+    timing_enabled: bool | None = False
+    blocking_sync: bool | None = False
+    ipc_enabled: bool | None = False
+
+
+@dataclass
+class PoolOptions:
+    ipc_enabled: bool = False
+    max_size: int = 0
 
 
 class Device:
@@ -148,8 +161,10 @@ class DeviceMemory:
 
     def allocate(self, size: int, *, stream: Stream) -> Buffer:
         self._gpu.check_current()
-        assert not self._closed
-        assert not stream.capturing, "an allocation while a graph is captured"
+        if self._closed:
+            raise RuntimeError("DeviceMemoryResource has been closed")
+        if stream.check().capturing:
+            raise RuntimeError("_MemPool cannot perform memory operations on a capturing stream")
         if self._gpu.memory.used + size > self._gpu.memory.capacity:
             stream.sync()  # allocations are in the stream's order: what is freed before is there to be used
         return Buffer(self._gpu, self._gpu.memory.allocate(size, "device"), size, "device")
@@ -164,6 +179,8 @@ class PinnedMemory:
 
     def allocate(self, size: int, *, stream: None = None) -> Buffer:
         self._gpu.check_current()
+        for capturing in self._gpu.streams.values():
+            capturing.refuse_in_capture()
         return Buffer(self._gpu, self._gpu.memory.allocate(size, "pinned"), size, "pinned")
 
 
@@ -173,17 +190,25 @@ class Buffer:
     def __init__(self, gpu: FakeGpu, address: int, size: int, kind: str | None) -> None:
         self._gpu, self.handle, self.size, self._kind = gpu, address, size, kind
 
+    def _queue(self, stream: Stream, what: str, work: Callable[[], None]) -> None:
+        if not self.handle:
+            raise RuntimeError("Buffer has been closed")
+        stream.queue(what, work)
+
     def fill(self, value: int, *, stream: Stream) -> None:
-        stream.queue("fill", lambda: self._gpu.memory.bytes_at(self.handle, self.size).fill(value))
+        assert 0 <= value <= 255
+        memory, here, size = self._gpu.memory, self.handle, self.size
+        self._queue(stream, "fill", lambda: memory.bytes_at(here, size).fill(value))
 
     def copy_from(self, src: Buffer, *, stream: Stream) -> None:
-        assert src.size == self.size, "buffer sizes mismatch between src and dst"
+        if src.size != self.size:
+            raise ValueError(f"buffer sizes mismatch between src and dst (sizes are: src={src.size}, dst={self.size})")
         memory, here, there, size = self._gpu.memory, self.handle, src.handle, self.size
 
         def copy() -> None:
             memory.bytes_at(here, size)[:] = memory.bytes_at(there, size)
 
-        stream.queue("copy", copy)
+        self._queue(stream, "copy", copy)
 
     def copy_to(self, dst: Buffer, *, stream: Stream) -> Buffer:
         dst.copy_from(self, stream=stream)
@@ -192,9 +217,9 @@ class Buffer:
     def close(self, stream: Stream | None = None) -> None:
         """Freed in the stream's order, if it is given."""
         kind, self._kind = self._kind, None
+        memory, address, self.handle, self.size = self._gpu.memory, self.handle, 0, 0
         if kind is None:
             return
-        memory, address = self._gpu.memory, self.handle
         if stream is None:
             memory.free(address, kind)
         else:
@@ -205,19 +230,40 @@ class Buffer:
             self._gpu.memory.free(self.handle, self._kind)
 
 
+@dataclass(frozen=True)
+class StreamHandle:
+    """Not a number, as in cuda.bindings: libraries are given int(handle)."""
+
+    value: int
+
+    def __int__(self) -> int:
+        return self.value
+
+
 class Stream:
     def __init__(self, gpu: FakeGpu) -> None:
         self._gpu = gpu
         self._queued: list[tuple[str, Callable[[], None]]] = []
-        self.done, self.capturing, self.closed = 0, False, False
+        self.done, self.capturing, self.spoiled, self.closed = 0, False, False, False
         self._working = threading.RLock()
         self._captured: list[tuple[str, Callable[[], None]]] = []
-        self.handle = 0x5000 + len(gpu.streams)
-        gpu.streams[self.handle] = self
+        self.handle = StreamHandle(0x5000 + len(gpu.streams))
+        gpu.streams[int(self.handle)] = self
+
+    def check(self) -> Stream:
+        if self.closed:
+            raise RuntimeError("Stream has been closed")
+        self._gpu.check_current()
+        return self
+
+    def refuse_in_capture(self) -> None:
+        """What might wait for a stream that is captured spoils the capture."""
+        if self.capturing:
+            self.spoiled = True
+            raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: operation not permitted when stream is capturing")
 
     def queue(self, what: str, work: Callable[[], None]) -> None:
-        assert not self.closed, "work for a closed stream"
-        self._gpu.check_current()
+        self.check()
         (self._captured if self.capturing else self._queued).append((what, work))
 
     @property
@@ -236,16 +282,16 @@ class Stream:
                 self._gpu.do(what, work)
 
     def sync(self) -> None:
-        assert not self.capturing, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: waiting for a stream that is captured"
+        self.check().refuse_in_capture()
         self.finish(self.position)
 
     def record(self, event: Event) -> Event:
-        assert not self.capturing
-        event.stream, event.position = self, self.position
+        self.check()
+        event.check().stream, event.position, event.captured = self, self.position, self.capturing
         return event
 
     def create_graph_builder(self) -> GraphBuilder:
-        return GraphBuilder(self._gpu, self)
+        return GraphBuilder(self._gpu, self.check())
 
     def close(self) -> None:
         self.closed = True
@@ -255,38 +301,60 @@ class Event:
     def __init__(self, gpu: FakeGpu) -> None:
         self._gpu = gpu
         self.stream: Stream | None = None
-        self.position = 0
+        self.position, self.captured, self.closed = 0, False, False
         gpu.memory.allocations.setdefault("events", 0)
         gpu.memory.allocations["events"] += 1
 
+    def check(self) -> Event:
+        if self.closed:
+            raise RuntimeError("Event has been closed")
+        return self
+
     def sync(self) -> None:
+        if self.check().captured:
+            raise CUDAError("CUDA_ERROR_CAPTURED_EVENT: the event was last recorded in a capturing stream")
         if self.stream is not None:
             self.stream.finish(self.position)
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed = True
 
 
 class GraphBuilder:
     def __init__(self, gpu: FakeGpu, stream: Stream) -> None:
         self._gpu, self._stream = gpu, stream
+        self._state = "new"  # building, ended, closed
+
+    def _expect(self, state: str, otherwise: str) -> None:
+        if self._state != state:
+            raise RuntimeError(otherwise)
 
     def begin_building(self, mode: str = "relaxed") -> GraphBuilder:
-        assert mode in ("global", "thread_local", "relaxed")
-        self._stream.capturing, self._stream._captured = True, []
+        self._expect("new", f"Graph builder is {self._state}.")
+        assert mode == "thread_local", "other threads are kept from allocating, or forgotten calls from failing"
+        if self._stream.capturing:
+            raise CUDAError("CUDA_ERROR_ILLEGAL_STATE: a resource required by the API call is not in a valid state")
+        self._state, self._stream.capturing, self._stream.spoiled, self._stream._captured = "building", True, False, []
         return self
 
     def end_building(self) -> GraphBuilder:
-        assert self._stream.capturing
-        self._stream.capturing = False
+        self._expect("building", "Graph builder is not building.")
+        if self._stream.spoiled:  # and the stream is left in capture mode
+            raise RuntimeError("Build process encountered an error and has been invalidated.")
+        self._state, self._stream.capturing = "ended", False
         return self
 
     def complete(self, options: None = None) -> Graph:
-        assert not self._stream.capturing
+        self._expect("ended", "Graph has not finished building.")
         work, self._stream._captured = tuple(self._stream._captured), []
         return Graph(self._gpu, work)
 
     def close(self) -> None:
-        assert not self._stream.capturing, "the stream was left in capture mode"
+        building, self._state = self._state == "building", "closed"
+        if building:
+            self._stream.capturing = False
+            if self._stream.spoiled:
+                raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: the capture has been invalidated")
 
 
 class Graph:
@@ -295,11 +363,17 @@ class Graph:
         self._gpu, self._work = gpu, work
         self.closed = False
 
+    def _check(self) -> None:
+        if self.closed:
+            raise RuntimeError("Graph has been closed")
+
     def upload(self, stream: Stream) -> None:
-        self._gpu.check_current()
+        self._check()
+        stream.check()
 
     def launch(self, stream: Stream) -> None:
-        assert not self.closed and not stream.capturing
+        self._check()
+        assert not stream.capturing, "a graph in a graph"
 
         def replay() -> None:
             for what, work in self._work:

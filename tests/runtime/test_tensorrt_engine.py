@@ -326,6 +326,37 @@ def test_target_names_this_machine(rig: Rig) -> None:
     assert current_target(rig.library, rig.gpu) == target
 
 
+def test_target_without_nvml_knows_all_but_the_driver(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> tuple[int, ...]:
+        raise RuntimeError('"nvml" is an NVIDIA driver library and can only be found via system search.')
+
+    monkeypatch.setattr(sys.modules["cuda.core.system"], "get_kernel_mode_driver_version", missing)
+    target = current_target(rig.library, rig.gpu)
+    assert (target.cuda, target.driver) == ("13.0", "unknown")
+
+
+@newest
+def test_what_spoils_a_recording_is_named_and_work_goes_on(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    tensor, runs = rig.gpu.tensor((2,), np.dtype(np.float32)), []
+
+    class Waits:
+        recordable = True
+
+        def __call__(self) -> None:
+            runs.append(tensor.read(1))
+            if len(runs) == 2:
+                rig.gpu.stream.sync()
+
+        def close(self) -> None: ...
+
+    launch = rig.gpu.record([Waits()])
+    assert "recording a CUDA graph: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: " in caplog.records[0].getMessage()
+    other = rig.gpu.tensor((2,), np.dtype(np.float32))
+    other.write(np.ones(2, np.float32))
+    assert (other.read().wait() == 1).all()
+    launch.close()
+
+
 def test_errors_are_told_apart() -> None:
     assert isinstance(cuda.failure("x", "Error Code 2: OutOfMemory (Requested size was 7 bytes.)"), OutOfMemoryError)
     assert isinstance(cuda.failure("x", "CUDA_ERROR_OUT_OF_MEMORY: ..."), OutOfMemoryError)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ FATAL = (
     "CUDA_ERROR_ECC_UNCORRECTABLE",
     "CUDA_ERROR_CONTEXT_IS_DESTROYED",
 )
+WARM_UP_RUNS = 2
 OUT_OF_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "failed to allocate")
 
 
@@ -130,10 +131,12 @@ class Gpu:
     def record(self, launches: Sequence[Launch]) -> Launch:
         """`launches` as one CUDA graph, which takes the host one call however much work it holds.
 
-        They are run once before: what a library sets up on its first run must not be recorded.  What must not or cannot
-        be recorded at all is launched as it is, between the graphs of the rest."""
+        They are run twice before: what a library sets up on its first runs must not be recorded.  (ONNX Runtime takes
+        memory piece by piece on the first, and in one block on the second.)  What must not or cannot be recorded at all
+        is launched as it is, between the graphs of the rest."""
         with self.turn("running for the first time"):
-            InTurn(launches)()
+            for _ in range(WARM_UP_RUNS):
+                InTurn(launches)()
             self.stream.sync()
             parts = [
                 self._recorded(InTurn(list(group))) if recordable else InTurn(list(group))
@@ -198,15 +201,12 @@ class CudaGraph:
 
 def capture(stream: Stream, work: Callable[[], None]) -> Graph:
     """What `work` queues on `stream`, as a graph.  The stream captures whatever library queues it, TensorRT too."""
-    with ExitStack() as stack:
-        builder = stream.create_graph_builder()
-        stack.callback(builder.close)
+    builder = stream.create_graph_builder()
+    try:
         builder.begin_building("thread_local")  # other threads may go on allocating
-        try:
-            work()
-        except BaseException:
-            with suppress(Exception):  # the stream must leave capture mode; that it has nothing to show adds nothing
-                builder.end_building()
-            raise
+        work()
         builder.end_building()
         return builder.complete()
+    finally:
+        with suppress(Exception):  # this also ends a capture that failed, and what it says hides why
+            builder.close()

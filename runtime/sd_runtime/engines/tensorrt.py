@@ -105,16 +105,18 @@ def collecting_logger(errors: ErrorLog) -> trt.ILogger:
 
 def current_target(library: TensorRT, gpu: Gpu) -> Target:
     """What an engine built here and now would be for."""
+    from cuda.bindings.driver import cuDriverGetVersion
     from cuda.core import system
 
+    _, cuda = cuDriverGetVersion()  # 13020 is 13.2
     driver = "unknown"
-    with suppress(RuntimeError):  # the library that knows is missing in some containers
+    with suppress(Exception):  # it asks NVML, which is missing in some containers, and has errors without a common base
         driver = ".".join(map(str, system.get_kernel_mode_driver_version()))
     return Target(
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         tensorrt=library.version,
-        cuda=".".join(map(str, system.get_user_mode_driver_version())),
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
         driver=driver,
     )
 
