@@ -1,7 +1,8 @@
 """ONNX Runtime's CUDA provider made of its CPU provider, on the fake GPU: sessions, IO binding, the stream it is given.
 
 Like the real one it queues its work on that stream, waits for it unless the run's options say otherwise, and may be
-captured only if it does not wait.  Operators that only the CUDA provider has are replaced by their definitions.
+captured only if it does not wait, and not in its first two runs of a shape, in which it takes memory.  Operators that
+only the CUDA provider has are replaced by their definitions.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ class FakeSession:
 
     def run_with_iobinding(self, binding: FakeBinding, options: Any = None) -> None:
         stream = self._runtime.gpu.streams[self._stream]
+        if stream.capturing and binding.runs < 2:
+            raise RuntimeError(
+                "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED: operation not permitted when stream is capturing"
+            )
+        binding.runs += 1
         names = [node.name for node in self._session.get_outputs() if node.name in binding.outputs]
 
         def work() -> None:
@@ -75,7 +81,7 @@ class FakeBinding:
     """Where a run reads and writes: on the GPU at addresses chosen once, or on the host."""
 
     def __init__(self, gpu: FakeGpu) -> None:
-        self._gpu = gpu
+        self._gpu, self.runs = gpu, 0
         self.inputs: dict[str, Callable[[], np.ndarray]] = {}
         self.outputs: dict[str, Callable[[np.ndarray], None]] = {}
         self._results: dict[str, np.ndarray] = {}

@@ -19,6 +19,7 @@ from fake_tensorrt import FakeTensorRT, Runtime, fake_plan
 from sd_runtime.bundle import Bundle
 from sd_runtime.denoise import Guidance
 from sd_runtime.device_loop import DeviceDenoiser
+from sd_runtime.engines.cuda import WARM_UP_RUNS
 from sd_runtime.errors import BundleError, DependencyError, EngineError, NumericalError
 from sd_runtime.manifest import MANIFEST, ComponentName, EngineRecord, Target, record_file
 from sd_runtime.pipeline import Pipeline
@@ -105,8 +106,8 @@ def test_draws_on_the_gpu_what_the_cpu_draws(
         assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
         result = pipeline(**(REQUEST | changed))
     assert result.decoded is not None and result.decoded.pixels is not None
-    assert machine.log.count("enqueue out_sample") == 6 + 2  # and twice to warm up before recording
-    assert machine.log.count("enqueue pixels") == len(result.images) + 1
+    assert machine.log.count("enqueue out_sample") == 6 + 2 * WARM_UP_RUNS  # of two recordings
+    assert machine.log.count("enqueue pixels") == len(result.images) + WARM_UP_RUNS
     assert_same_pictures(result, on_cpu(demo_bundle, **changed))
     assert not caplog.records
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..errors import UsageError
 
@@ -149,6 +150,7 @@ WARPS = {
 }
 
 
+@lru_cache(maxsize=256)  # a hundred comparisons; a service asks for the same few again and again
 def resolve(name: str) -> SchedulerChoice:
     """What `name` stands for; UsageError with the nearest names if nothing."""
     wanted = _squeeze(name)
