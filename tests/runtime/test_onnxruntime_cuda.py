@@ -22,6 +22,14 @@ from sd_runtime.pipeline import Pipeline
 from sd_runtime.result import Result
 from test_tensorrt_pipeline import REQUEST, VERSION, assert_same_pictures, copy_with_engines
 
+# What ONNX Runtime 1.31 says
+OUT_OF_MEMORY = (
+    "Error in execution: Non-zero status code returned while running MultiHeadAttention node. Name:'down_blocks.0."
+    "attentions.0.transformer_blocks.0.attn1/Attention/fused' Status Message: /onnxruntime_src/onnxruntime/core/"
+    "framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed to "
+    "allocate memory for requested buffer of size 1075314688\n"
+)
+BROKEN = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x ; file=cuda_call.cc ; line=76"
 STEP = "run next_state,next_sample,next_timestep,next_index"
 
 
@@ -110,14 +118,31 @@ def test_closing_the_pipeline_frees_the_gpu(runtime: FakeOnnxRuntime, demo_bundl
 def test_fault_22_out_of_memory(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
     def full(what: str) -> None:
         if what == "run out_sample":
-            raise RuntimeError("Failed to allocate memory for requested buffer of size 1073741824")
+            raise RuntimeError(OUT_OF_MEMORY)
 
     with Pipeline.load(demo_bundle, device="cuda") as pipeline:
         runtime.gpu.fail = full
-        with pytest.raises(OutOfMemoryError, match="GPU memory ran out"):
+        with pytest.raises(
+            OutOfMemoryError,
+            match=r"GPU memory ran out \(Failed to allocate memory for requested buffer",
+        ):
             pipeline(**REQUEST)
         runtime.gpu.fail = lambda what: None
         assert_same_pictures(pipeline(**REQUEST), on_cpu(demo_bundle))
+
+
+def test_fault_25_after_an_error_that_stays_nothing_is_tried(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
+    def broken(what: str) -> None:
+        if what == "run out_sample":
+            raise RuntimeError(BROKEN)
+
+    with Pipeline.load(demo_bundle, device="cuda") as pipeline:
+        runtime.gpu.fail = broken
+        with pytest.raises(EngineError, match="an illegal memory access was encountered"):
+            pipeline(**REQUEST)
+        runtime.gpu.fail = lambda what: None
+        with pytest.raises(EngineError, match=r"the GPU is unusable since: .*; restart the process"):
+            pipeline(**REQUEST)
 
 
 def test_engines_of_both_libraries_share_the_loop(

@@ -8,6 +8,7 @@ is allocated once a shape has been seen.  What CUDA reports becomes an EngineErr
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,20 +26,21 @@ if TYPE_CHECKING:
     from cuda.core import Buffer, Event, Stream
     from cuda.core.graph import Graph
 
-# After these the driver refuses all further work of the process.
-FATAL = (
-    "CUDA_ERROR_ILLEGAL_ADDRESS",
-    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
-    "CUDA_ERROR_MISALIGNED_ADDRESS",
-    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
-    "CUDA_ERROR_INVALID_PC",
-    "CUDA_ERROR_HARDWARE_STACK_ERROR",
-    "CUDA_ERROR_LAUNCH_FAILED",
-    "CUDA_ERROR_LAUNCH_TIMEOUT",
-    "CUDA_ERROR_ASSERT",
-    "CUDA_ERROR_ECC_UNCORRECTABLE",
-    "CUDA_ERROR_CONTEXT_IS_DESTROYED",
-)
+# After these the driver refuses all further work of the process: the driver's name of each error, and the words that
+# libraries report it with.
+FATAL = {
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "an illegal memory access was encountered",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION": "an illegal instruction was encountered",
+    "CUDA_ERROR_MISALIGNED_ADDRESS": "misaligned address",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE": "operation not supported on global/shared address space",
+    "CUDA_ERROR_INVALID_PC": "invalid program counter",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR": "hardware stack error",
+    "CUDA_ERROR_LAUNCH_FAILED": "unspecified launch failure",
+    "CUDA_ERROR_LAUNCH_TIMEOUT": "the launch timed out and was terminated",
+    "CUDA_ERROR_ASSERT": "device-side assert triggered",
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "uncorrectable ECC error encountered",
+    "CUDA_ERROR_CONTEXT_IS_DESTROYED": "context is destroyed",
+}
 WARM_UP_RUNS = 2
 OUT_OF_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "failed to allocate")
 
@@ -64,7 +66,7 @@ class Gpu:
                 "cuda.core is not installed", accepted="1.0 or newer", remedy='pip install "sd-lean[tensorrt]"'
             ) from error
         self._lock, self._process = threading.RLock(), os.getpid()
-        self._unusable = ""
+        self._unusable, self._closed = "", False
         try:
             self._device = Device(0)
             self._device.set_current()
@@ -94,6 +96,8 @@ class Gpu:
                 raise EngineError(
                     "the GPU was opened before this process forked", remedy="load the pipeline after fork"
                 )
+            if self._closed:  # cuda.core 1.0 takes the process down when a pool that was closed is asked for memory
+                raise EngineError("the GPU was closed", remedy="load the pipeline again")
             if self._unusable:
                 raise EngineError(f"the GPU is unusable since: {self._unusable}", remedy="restart the process")
             with self.translated(what):
@@ -108,9 +112,9 @@ class Gpu:
         except SDError:
             raise
         except Exception as error:
-            text = one_line(str(error), 300)
-            if any(name in text for name in FATAL):
-                self._unusable = text
+            text = str(error)
+            if any(name in text or words in text for name, words in FATAL.items()):
+                self._unusable = shortened(text)
             raise failure(what, text) from error
 
     def allocate(self, size: int) -> Buffer:
@@ -165,6 +169,7 @@ class Gpu:
 
     def close(self) -> None:
         """Finish all work, give back the memory and the stream.  Tensors and graphs were closed by their owners."""
+        self._closed = True
         self.arena.close()
         for give_back in (self.stream.sync, self._memory.close, self.stream.close):
             with self.closing():
@@ -174,8 +179,17 @@ class Gpu:
 def failure(what: str, cause: str) -> EngineError:
     """An OutOfMemoryError if `cause` reads like one, else an EngineError."""
     if any(sign in cause.lower() for sign in OUT_OF_MEMORY):
-        return OutOfMemoryError(f"{what}: GPU memory ran out ({cause})", remedy="use a smaller batch or picture size")
-    return EngineError(f"{what}: {cause}")
+        remedy = "use a smaller batch or picture size"
+        return OutOfMemoryError(f"{what}: GPU memory ran out ({shortened(cause)})", remedy=remedy)
+    return EngineError(f"{what}: {shortened(cause)}")
+
+
+def shortened(cause: str) -> str:
+    """What a library reports, for people: without the place in its own source that ONNX Runtime puts before it."""
+    return one_line(
+        re.sub(r".*Status Message: |/\S+\.(cc|h|cpp):\d+ .*?\)(?: \[with .*?\])? ", "", cause.strip(), flags=re.DOTALL),
+        300,
+    )
 
 
 class CudaGraph:
