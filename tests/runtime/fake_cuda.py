@@ -8,10 +8,13 @@ illegal access.  A stream that is being captured does nothing until its graph is
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -89,6 +92,14 @@ class FakeGpu:
     def check_current(self) -> None:
         if not getattr(self.current, "chosen", False):
             raise CUDAError("CUDA_ERROR_INVALID_CONTEXT: the thread has not chosen a device")
+
+    @property
+    def unfinished(self) -> int:
+        """How many pieces of work are queued."""
+        return sum(stream.position - stream.done for stream in self.streams.values())
+
+    def mend(self) -> None:
+        """What a new process does to a GPU that refuses all work."""
 
     def do(self, what: str, work: Callable[[], None]) -> None:
         self.fail(what)
@@ -383,3 +394,10 @@ class Graph:
 
     def close(self) -> None:
         self.closed, self._work = True, ()
+
+
+if "STUB_CUDA" in os.environ:  # the same tests with the real cuda.core; see tests/stub_cuda
+    sys.path.append(str(Path(__file__).parents[1] / "stub_cuda"))
+    from stub_gpu import CUDAError, StubGpu  # type: ignore[assignment]
+
+    FakeGpu = StubGpu  # type: ignore[assignment, misc]

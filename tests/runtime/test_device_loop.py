@@ -219,8 +219,7 @@ def test_host_waits_once_an_evaluation_and_never_for_the_newest(rig: Rig, denois
     list(denoiser(**arguments(plan)))
     waits = rig.fake_gpu.waits
     for step in denoiser(**arguments(plan)):
-        unfinished = rig.gpu.stream.position - rig.gpu.stream.done  # type: ignore[attr-defined]
-        assert (unfinished > 0) == (step.index < 9), "the GPU must have work while the host looks at a step"
+        assert (rig.fake_gpu.unfinished > 0) == (step.index < 9), "the GPU needs work while the host looks at a step"
     assert rig.fake_gpu.waits - waits == 10
 
 
@@ -306,7 +305,7 @@ def test_an_engine_that_fails_midway_leaves_nothing_behind(rig: Rig, denoiser: D
 
     rig.fake_gpu.fail = fails_at_third
     got: list[Step] = []
-    with pytest.raises(EngineError, match="the GPU failed while running: CUDA_ERROR_UNKNOWN: something passing"):
+    with pytest.raises(EngineError, match="the GPU failed while running: CUDA_ERROR_UNKNOWN: "):
         got.extend(denoiser(**arguments(plan)))
     rig.fake_gpu.fail = lambda what: None
     assert_same(list(denoiser(**arguments(plan))), on_host(**arguments(plan)))

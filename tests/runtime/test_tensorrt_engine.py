@@ -179,7 +179,7 @@ def test_closing_gives_everything_back(rig: Rig) -> None:
     rig.fake.engines.clear()
     assert rig.fake_gpu.memory.live == 0
     assert all(stream.closed for stream in rig.fake_gpu.streams.values())
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="the GPU was closed; load the pipeline again"):
         engine.run(feeds(unet_shapes(2)))
 
 
@@ -267,6 +267,7 @@ def test_fault_25_after_a_fatal_error_the_gpu_is_refused_and_a_fresh_one_works(r
     with pytest.raises(EngineError, match=r"the GPU is unusable since: CUDA_ERROR_ILLEGAL.*restart the process"):
         engine.run(values)
     engine.close()
+    rig.fake_gpu.mend()
     fresh = Rig(rig.folder, rig.version, rig.fake_gpu, rig.fake)
     np.testing.assert_array_equal(fresh.unet().run(values)["out_sample"], expected(values))
 
@@ -279,13 +280,17 @@ def test_fault_27_a_forked_child_is_told(rig: Rig, monkeypatch: pytest.MonkeyPat
         engine.run(feeds(unet_shapes(2)))
 
 
-def test_missing_libraries_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(DependencyError, match=r"TensorRT does not load .*sd-lean\[tensorrt\]"):
         TensorRT()
     monkeypatch.setitem(sys.modules, "cuda.core", None)
     with pytest.raises(DependencyError, match=r"cuda\.core is not installed"):
         Gpu()
+
+
+@pytest.mark.skipif("STUB_CUDA" in os.environ, reason="there is a driver")
+def test_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu().install(monkeypatch)
 
     def no_driver(self: Any) -> None:

@@ -44,8 +44,10 @@ static double now;                           /* of the GPU's clock, in milliseco
 static CUresult broken;                      /* an error that the driver does not recover from */
 static size_t memory_size = 140ull << 30;    /* of the GPU */
 static CUresult (*announced)(const char *);  /* called before anything is done; may make it fail */
+static void (*dropped)(int);                 /* called for what no graph will call any more */
 
 void stub_announce(CUresult (*called)(const char *what)) { announced = called; }
+void stub_on_drop(void (*called)(int number)) { dropped = called; }
 void stub_set_memory(size_t bytes) { memory_size = bytes; }
 void stub_mend(void) { broken = OK; }
 
@@ -273,7 +275,12 @@ struct CUgraphNode_st {
     CUresult (*call)(int number); /* a test's function */
     int number;
 };
-struct CUgraph_st { CUgraphNode nodes; size_t count, room; int holders; CUuserObject kept; };
+struct CUgraph_st {
+    CUgraphNode nodes;
+    size_t count, room;
+    CUuserObject kept;
+    int holders; /* of an executable graph: itself, and each launch that is under way */
+};
 struct CUgraphExec_st { CUgraph graph; bool alive; };
 struct capture {
     CUgraph graph;
@@ -372,6 +379,18 @@ static CUresult copy_or_fill(const struct CUgraphNode_st *node)
     return OK;
 }
 
+static CUresult run(struct CUgraphNode_st node);
+static CUresult let_go(CUgraph graph);
+
+static CUresult run_graph(CUgraph graph)
+{
+    CUresult result = OK;
+    for (size_t i = 0; i < graph->count && result == OK; i++)
+        result = run(graph->nodes[i]);
+    let_go(graph);
+    return result;
+}
+
 static CUresult run(struct CUgraphNode_st node)
 {
     now += 0.005 + node.size / 1e9;
@@ -383,9 +402,7 @@ static CUresult run(struct CUgraphNode_st node)
     case ALLOCATION: return OK;
     case CALL: return node.call(node.number);
     case GRAPH:
-        for (size_t i = 0; i < node.graph->count; i++)
-            TRY(run(node.graph->nodes[i]));
-        return OK;
+        return run_graph(node.graph);
     }
     return CUDA_ERROR_UNKNOWN;
 }
@@ -408,8 +425,10 @@ static CUresult finish(CUstream stream, size_t position, bool host_waits)
         pthread_mutex_lock(&mutex);
         stream->busy = false;
         stream->done++;
-        broken = result;
+        bool passing = result == CUDA_ERROR_UNKNOWN || result == CUDA_ERROR_OUT_OF_MEMORY; /* as tests mean them */
+        broken = passing ? OK : result;
         pthread_cond_broadcast(&step);
+        TRY(result);
     }
     return broken;
 }
@@ -427,10 +446,18 @@ static CUresult submit(CUstream stream, struct CUgraphNode_st node)
     return add(capture ? capture->graph : &own(stream)->work, node);
 }
 
-/* A test's function as a piece of work: `call(number)` when its turn comes. */
+/* A test's function as a piece of work: `call(number)` when its turn comes.  Where it is captured, it may come often,
+   until the graph is destroyed. */
 CUresult stub_enqueue(CUstream stream, CUresult (*call)(int number), int number)
 {
     return submit(stream, (struct CUgraphNode_st){.operation = CALL, .call = call, .number = number});
+}
+size_t stub_unfinished(void)
+{
+    size_t left = ordinary.work.count - ordinary.done;
+    for (int i = 0; i < stream_count; i++)
+        left += streams[i]->work.count - streams[i]->done;
+    return left;
 }
 bool stub_is_alive(CUstream stream) { return stream->alive; }
 bool stub_is_capturing(CUstream stream) { return stream->capture; }
@@ -633,12 +660,20 @@ CUresult cuGraphInstantiateWithParams(CUgraphExec *made, CUgraph graph, CUDA_GRA
     params->result_out = CUDA_GRAPH_INSTANTIATE_SUCCESS, params->hErrNode_out = NULL;
     return instantiate(made, graph);
 }
+/* The last holder of an executable graph drops what it keeps. */
+static CUresult let_go(CUgraph graph)
+{
+    for (size_t i = 0; graph->holders == 1 && dropped && i < graph->count; i++)
+        if (graph->nodes[i].operation == CALL)
+            dropped(graph->nodes[i].number);
+    return cuGraphDestroy(graph);
+}
 CUresult cuGraphExecDestroy(CUgraphExec made)
 {
     if (!made || !made->alive)
         return CUDA_ERROR_INVALID_VALUE;
     made->alive = false;
-    return cuGraphDestroy(made->graph);
+    return let_go(made->graph);
 }
 CUresult cuGraphUpload(CUgraphExec made, CUstream stream)
 {
@@ -651,8 +686,12 @@ CUresult cuGraphLaunch(CUgraphExec made, CUstream stream)
 {
     if (!made || !made->alive)
         return CUDA_ERROR_INVALID_VALUE;
+    if (own(stream)->capture)
+        return CUDA_ERROR_NOT_SUPPORTED; /* a child graph: nobody here needs one */
+    TRY(submit(stream, (struct CUgraphNode_st){.operation = GRAPH, .graph = made->graph}));
+    made->graph->holders++;
     counts.launches++;
-    return submit(stream, (struct CUgraphNode_st){.operation = GRAPH, .graph = made->graph});
+    return OK;
 }
 
 /* ---- events ---------------------------------------------------------------------------------------------------- */
@@ -762,7 +801,7 @@ CUresult cuMemGetInfo(size_t *left, size_t *total)
 
 struct CUmemPoolHandle_st { bool alive; };
 static struct CUmemPoolHandle_st default_pool = {true};
-static CUresult open_pool(CUmemoryPool pool) { return pool->alive ? OK : CUDA_ERROR_INVALID_VALUE; }
+static CUresult open_pool(CUmemoryPool pool) { return pool && pool->alive ? OK : CUDA_ERROR_INVALID_VALUE; }
 
 CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *properties)
 {
