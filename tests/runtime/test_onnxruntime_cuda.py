@@ -26,8 +26,8 @@ from test_tensorrt_pipeline import REQUEST, VERSION, assert_same_pictures, copy_
 OUT_OF_MEMORY = (
     "Error in execution: Non-zero status code returned while running MultiHeadAttention node. Name:'down_blocks.0."
     "attentions.0.transformer_blocks.0.attn1/Attention/fused' Status Message: /onnxruntime_src/onnxruntime/core/"
-    "framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) Failed "
-    "to allocate memory for requested buffer of size 1075314688\n"
+    "framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*) "
+    "Failed to allocate memory for requested buffer of size 1075314688\n"
 )
 BROKEN = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x ; file=cuda_call.cc ; line=76"
 STEP = "run next_state,next_sample,next_timestep,next_index"
