@@ -252,8 +252,14 @@ class Run:
     """One run, with the addresses that were set when it was queued."""
 
     def __init__(self, context: Context) -> None:
-        self.context, self.told = context, context.told
+        self._context, self.told = weakref.ref(context), context.told
         self.shapes, self.addresses, self.memory = dict(context.shapes), dict(context.addresses), context.memory
+
+    @property
+    def context(self) -> Context:
+        context = self._context()
+        assert context is not None, "the context is gone before its run is done"
+        return context
 
     def __call__(self) -> None:
         context, engine, memory = self.context, self.context.engine, self.context.engine.gpu.memory

@@ -234,6 +234,8 @@ class Context:
             raise self._plan.library.failure(f"the engine {self._plan.name} failed to start")
 
     def close(self) -> None:
+        with self._plan.gpu.closing():
+            self._plan.gpu.stream.sync()  # what is under way needs it
         self._context = None
 
 
