@@ -118,6 +118,13 @@ def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) 
     return ("trt" if version >= NATIVE_ATTENTION else "trt-basic"), precision
 
 
+def _at_once(component: str, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The sizes with as many pictures as a network is given in one call: an autoencoder gets them one by one."""
+    if component == "unet":
+        return wanted
+    return list(dict.fromkeys((width, height, 1) for width, height, _ in wanted))
+
+
 class _Planner:
     """Makes the jobs for a bundle's networks in one form."""
 
@@ -129,13 +136,14 @@ class _Planner:
     def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
         """An engine for each size (width, height, batch)."""
         rows = self._rows(component)
-        for width, height, batch in wanted:
+        for width, height, batch in _at_once(component, wanted):
             axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
             axes["sequence_length"] = (self._positions,) * 3
             yield from self._job(component, axes, f"{width}x{height} batch {batch}")
 
     def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
         """One engine for a range around the sizes, any number of rows up to the most that they have."""
+        wanted = _at_once(component, wanted)
         width, height, batch = wanted[0]
         low, high = FALLBACK_PIXELS
         sides = [side for job in wanted for side in job[:2]]

@@ -78,7 +78,11 @@ def test_by_default_one_exact_engine_and_one_dynamic_fallback(manifest: Manifest
 
 def test_every_size_and_batch_asked_for_is_an_engine_of_its_own(manifest: Manifest) -> None:
     asked = request(sizes=((512, 512), (512, 768), (1024, 512)), batches=(1, 2, 4), fallback=False)
-    jobs = [job for job in plan_jobs(manifest, asked, "11.4.0") if job.component == "unet"]
+    planned = plan_jobs(manifest, asked, "11.4.0")
+    assert [job.label for job in planned if job.component == "vae_decoder"] == [
+        f"vae_decoder {size} batch 1" for size in ("512x512", "512x768", "1024x512")
+    ]
+    jobs = [job for job in planned if job.component == "unet"]
     assert len(jobs) == 9 and not any("dynamic" in job.label for job in jobs)
     assert jobs[4].label == "unet 512x768 batch 2"
     assert jobs[4].shapes["sample"] == (4, 4, 96, 64)  # rows, channels, height, width
