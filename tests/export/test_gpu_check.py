@@ -54,14 +54,19 @@ def test_promises_are_judged() -> None:
             Row("sd15, tensorrt: host time of a step, batch 1", values["host"], "% of it"),
             Row("noise", 1.0, "", limit=changed.get("limit", 2.0)),
         ]
+        if "faster" in changed:
+            rows.append(Row("sd15, onnxruntime: 50 steps, batch 1", changed["faster"], "s"))
         return {"one": {"rows": [vars(row) for row in rows], "why": ""}}
 
     assert [round(value, 2) for _, value, _ in bars(done())] == [1.4, 0.4, 1.04]
     assert not verdict(done())
-    assert verdict(done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over TensorRT's"]
-    assert verdict(done(p99=0.6)) == ["50 steps, batch 1: p99 over p50"]
-    assert verdict(done(host=1.5)) == ["host time of a step, batch 1, in per cent of it"]
+    assert verdict(done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over tensorrt's"]
+    assert verdict(done(p99=0.6)) == ["tensorrt: 50 steps, batch 1: p99 over p50"]
+    assert verdict(done(host=1.5)) == ["tensorrt: host time of a step, batch 1, in per cent of it"]
     assert verdict(done(limit=0.5)) == ["noise"]
+    faster = done(faster=0.4)
+    assert [round(value, 2) for _, value, _ in bars(faster)] == [1.75]
+    assert next(bars(faster))[0] == "50 steps, batch 1: torch.compile's time over onnxruntime's"
     assert verdict({"two": {"rows": None, "why": "failed with exit code 1; see above"}}) == ["two"]
 
 
