@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .arguments import ArgumentParser
-from .console import run
+from .console import run_parsed
 from .errors import BundleError, UsageError, one_line
 from .output import check_destination
 
@@ -95,7 +95,7 @@ def _add_program(parser: ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("sd-run", lambda: _run(build_parser().parse_args(argv)))
+    return run_parsed("sd-run", build_parser, _run, argv)
 
 
 def _run(args: argparse.Namespace) -> None:

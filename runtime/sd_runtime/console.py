@@ -8,12 +8,14 @@ SD_DEBUG=1 in the environment shows the traceback of any error.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .errors import SDError, one_line
+from .notices import muted
 
 DEBUG_VARIABLE = "SD_DEBUG"
 INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
@@ -38,6 +40,22 @@ def run(program: str, command: Callable[[], None]) -> int:
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(str(error), limit=400)}"
         return _fail(program, f"unexpected error: {what} (set {DEBUG_VARIABLE}=1 to see the traceback)", 1)
+
+
+def run_parsed(
+    program: str,
+    parser: Callable[[], argparse.ArgumentParser],
+    command: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None,
+) -> int:
+    """`run` for a command of what `parser` makes of `argv`; its flag --quiet mutes notices, too."""
+
+    def parsed() -> None:
+        args = parser().parse_args(argv)
+        with muted(args.quiet):
+            command(args)
+
+    return run(program, parsed)
 
 
 def _fail(program: str, message: str, code: int) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LOGGER = "sd_runtime"
 
 
@@ -9,3 +12,18 @@ def warn(message: str) -> None:
     import logging  # which few programs that import us need
 
     logging.getLogger(LOGGER).warning(message)
+
+
+@contextmanager
+def muted(quiet: bool) -> Iterator[None]:
+    """Drop what `warn` says meanwhile, if `quiet`."""
+    import logging
+
+    logger = logging.getLogger(LOGGER)
+    before = logger.level
+    if quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

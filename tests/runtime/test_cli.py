@@ -15,6 +15,7 @@ from PIL import Image
 from sd_runtime import Pipeline
 from sd_runtime.cli import main
 from sd_runtime.metadata import read_parameters
+from sd_runtime.notices import warn
 
 PROMPT = "a large yellow star on a blue background"
 
@@ -80,6 +81,18 @@ def test_a_prompt_becomes_a_picture(sd_run: SdRun) -> None:
     assert sd_run(PROMPT, "--quiet") == Outcome(0, "", "")
     assert files() == ["picture-0001.png", "picture-0002.png"]
     assert read_parameters("picture-0002.png").seed != 3
+
+
+def test_quiet_mutes_notices(
+    sd_run: SdRun, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(cls: type, bundle: object, **options: object) -> Pipeline:
+        warn("the CPU is used instead")
+        return pipe
+
+    monkeypatch.setattr(Pipeline, "load", classmethod(load))
+    assert sd_run(PROMPT, "--quiet").code == 0 and not caplog.records
+    assert sd_run(PROMPT).code == 0 and len(caplog.records) == 1
 
 
 def test_every_setting_arrives(sd_run: SdRun) -> None:

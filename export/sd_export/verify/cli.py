@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd_runtime.arguments import ArgumentParser
-from sd_runtime.console import run
+from sd_runtime.console import run_parsed
 from sd_runtime.errors import DependencyError, SDError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ PROBE = ("prompt", "negative_prompt", "seed", "num_inference_steps", "guidance_s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("sd-verify", lambda: _run(build_parser().parse_args(argv)))
+    return run_parsed("sd-verify", build_parser, _run, argv)
 
 
 def _run(args: argparse.Namespace) -> None:

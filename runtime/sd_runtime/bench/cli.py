@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..arguments import ArgumentParser
-from ..console import run
+from ..console import run_parsed
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("sd-bench", lambda: _run(build_parser().parse_args(argv)))
+    return run_parsed("sd-bench", build_parser, _run, argv)
 
 
 def _run(args: argparse.Namespace) -> None:
