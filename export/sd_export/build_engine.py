@@ -63,8 +63,9 @@ def build_engine(
     except ExportError:
         raise
     except Exception as error:  # TensorRT's and polygraphy's exceptions have no common base but Exception
-        starved = [warning for warning in log.warnings if "nsuf" in warning]  # "insuficient memory", as it is spelt
-        raise explain(label, [*starved, *log.errors] or [str(error)]) from error
+        # What TensorRT takes for warnings: "insuficient memory", as it is spelt, and that there is no GPU.
+        telling = [text for text in log.warnings if "nsuf" in text or "initialization failure" in text]
+        raise explain(label, [*telling, *log.errors] or [str(error)]) from error
 
 
 def import_tensorrt() -> None:

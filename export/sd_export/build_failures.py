@@ -22,8 +22,8 @@ class _Known:
 KNOWN = (
     _Known(
         r"CUDA driver version is insufficient|initialization failure with error: 35\b|cudaErrorInsufficientDriver",
-        "the GPU's driver is too old for this TensorRT",
-        "update the NVIDIA driver, or install an older tensorrt",
+        "the GPU's driver is missing, or too old for this TensorRT",
+        "install or update the NVIDIA driver, or install an older tensorrt",
     ),
     _Known(
         r"initialization failure with error: (?:100|38|999)\b|no CUDA-capable device|cudaErrorNoDevice",

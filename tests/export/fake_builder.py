@@ -18,7 +18,7 @@ from typing import Any
 import fake_tensorrt
 import onnx
 import pytest
-from fake_tensorrt import FakeTensorRT, Severity, fake_plan
+from fake_tensorrt import FakeTensorRT, Severity, fake_plan, must_start
 from sd_runtime.manifest import ShapeRange
 
 # Since which version the parser takes an operator, where that is later than 8.5, and up to which opset.
@@ -99,6 +99,7 @@ class FakeBuilders:
 
 class Builder:
     def __init__(self, builders: FakeBuilders, logger: Any) -> None:
+        must_start(builders.library, logger)
         self.builders, self.logger = builders, logger
 
     def create_network(self, flags: int = 0) -> Network:

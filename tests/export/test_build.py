@@ -15,12 +15,13 @@ from fake_builder import FakeBuilders
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
 from sd_export.build import build
+from sd_export.build_engine import Settings, build_engine
 from sd_export.build_failures import explain
 from sd_export.build_plan import FLOAT32, BuildRequest
 from sd_export.cli import main
 from sd_runtime.backends import TensorRTBackend
 from sd_runtime.bundle import Bundle
-from sd_runtime.errors import DependencyError, ExportError
+from sd_runtime.errors import DependencyError, EngineError, ExportError
 from sd_runtime.manifest import MANIFEST, Manifest, record_file
 from sd_runtime.pipeline import Pipeline
 
@@ -289,6 +290,15 @@ def test_a_build_failure_names_layer_and_setting(bundle: Path, monkeypatch: pyte
     assert "--precision" in said and "\n" not in said
 
 
+def test_without_a_gpu_one_line_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, "8.5.3").library.starts = False
+    with pytest.raises(EngineError, match=r"^TensorRT does not start: CUDA initialization failure"):
+        build(BuildRequest(bundle, **SMALL))
+    settings = Settings("fp32", False, 1 << 30, bundle / "timing.cache")
+    with pytest.raises(ExportError, match="the GPU's driver is missing, or too old for this TensorRT"):
+        build_engine("unet", bundle / "unet" / "model_trt-legacy.onnx", {}, settings, print)
+
+
 def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(bundle, "vae_decoder")
     shutil.copy(bundle / "vae_decoder" / "model.onnx", bundle / "vae_decoder" / "model_trt-legacy.onnx")
@@ -303,7 +313,7 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
     [
         (
             "CUDA initialization failure with error: 35. Please check CUDA",
-            "driver is too old",
+            "driver is missing, or too old",
             "update",
         ),
         ("CUDA initialization failure with error: 100", "no usable GPU", "nvidia-smi"),

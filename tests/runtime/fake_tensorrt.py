@@ -83,6 +83,7 @@ class FakeTensorRT:
         self.contexts_made = 0
         self.damaged = False  # deserialisation returns None whatever it is given
         self.capturable = True  # engines with loops or conditions are not
+        self.starts = True  # without a GPU, neither a runtime nor a builder is made
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
         module = ModuleType("tensorrt")
@@ -95,8 +96,16 @@ class FakeTensorRT:
         return self
 
 
+def must_start(library: FakeTensorRT, logger: ILogger) -> None:
+    """As version 8.5 fails: with a warning, and in the words of pybind11."""
+    if not library.starts:
+        logger.log(Severity.WARNING, "CUDA initialization failure with error: 35. Please check your CUDA installation")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+
 class Runtime:
     def __init__(self, library: FakeTensorRT, logger: ILogger) -> None:
+        must_start(library, logger)
         self.library, self.logger = library, logger
         if library.number >= (8, 6):
             self.engine_host_code_allowed = False

@@ -326,6 +326,12 @@ def test_an_array_may_be_changed_as_soon_as_it_is_written(rig: Rig) -> None:
             assert (pending[value - 1].wait() == value - 1).all()
 
 
+def test_without_a_gpu_tensorrt_says_so(rig: Rig) -> None:
+    rig.fake.starts = False
+    with pytest.raises(EngineError, match=r"^TensorRT does not start: CUDA initialization failure with error: 35"):
+        TensorRT()
+
+
 def test_target_names_this_machine(rig: Rig) -> None:
     target = Target("NVIDIA H200", "9.0", rig.version, "13.0", "580.65.6")
     assert current_target(rig.library, rig.gpu) == target

@@ -35,7 +35,7 @@ class TensorRT:
     """The library, opened: what it logs is collected, to say why a call failed."""
 
     def __init__(self) -> None:
-        """DependencyError: TensorRT is not installed, or its libraries do not load."""
+        """DependencyError: TensorRT is not installed, or its libraries do not load; EngineError: it finds no GPU."""
         try:
             import tensorrt as trt
         except (ImportError, OSError) as error:  # OSError: the package is there, a library that it needs is not
@@ -45,7 +45,10 @@ class TensorRT:
         self.version = str(trt.__version__)
         self.errors = ErrorLog()
         self._logger = collecting_logger(self.errors)
-        self._runtime = trt.Runtime(self._logger)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError as error:  # pybind11's for "no object was made"
+            raise self.failure("TensorRT does not start") from error
         if hasattr(self._runtime, "engine_host_code_allowed"):  # since 8.6; before, engines could not hold any
             self._runtime.engine_host_code_allowed = False
 
@@ -89,7 +92,8 @@ class ErrorLog:
 
 
 def collecting_logger(errors: ErrorLog) -> trt.ILogger:
-    """A logger that keeps errors and drops the rest: warnings are for whoever builds engines."""
+    """A logger that keeps errors and drops the rest: warnings are for whoever builds engines.  That there is no GPU is
+    one of these."""
     import tensorrt as trt
 
     class Collector(trt.ILogger):  # type: ignore[misc]  # which type checkers only know where TensorRT is installed
@@ -97,7 +101,8 @@ def collecting_logger(errors: ErrorLog) -> trt.ILogger:
             trt.ILogger.__init__(self)
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+            failed = severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+            if failed or "CUDA initialization failure" in msg:
                 errors.add(msg)
 
     return Collector()
