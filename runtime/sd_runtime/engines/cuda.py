@@ -63,7 +63,7 @@ class Gpu:
             )
         except ImportError as error:
             raise DependencyError(
-                "cuda.core is not installed", accepted="1.0 or newer", remedy='pip install "sd-lean[tensorrt]"'
+                "cuda.core is not installed", accepted="1.0 or newer", remedy="pip install cuda-core"
             ) from error
         self._lock, self._process = threading.RLock(), os.getpid()
         self._unusable, self._closed = "", False

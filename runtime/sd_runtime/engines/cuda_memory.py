@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..tensor import Array
+from .device import DeviceTensor
 
 if TYPE_CHECKING:
     from cuda.core import Buffer
@@ -53,6 +55,13 @@ class GpuTensor:
         self._reads.close()
         with self._gpu.closing():
             self._buffer.close(self._gpu.stream)
+
+
+def on_gpu(tensors: Mapping[str, DeviceTensor]) -> dict[str, GpuTensor]:
+    """The same tensors, which are a GPU's."""
+    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, GpuTensor)}
+    assert found.keys() == tensors.keys(), "tensors of another device"
+    return found
 
 
 class PendingCopy:

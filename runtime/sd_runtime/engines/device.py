@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..tensor import Array
-from .protocol import Engine
+from .protocol import Engine, Placed
 
 
 class Pending(Protocol):
@@ -99,3 +99,11 @@ class DeviceEngine(Engine, Protocol):
     def prepare(self, tensors: Mapping[str, DeviceTensor]) -> Launch:
         """A run from and to `tensors`, which name every input and output.  EngineError: shapes that no engine takes."""
         ...
+
+
+def placed(engine: DeviceEngine, name: str, array: Array) -> Placed:
+    """`array` for input `name`, copied to the engine's device once for several runs.  EngineError: it does not fit."""
+    next(spec for spec in engine.inputs if spec.name == name).check(array)
+    tensor = engine.tensor(name, array.shape)
+    tensor.write(array)
+    return Placed(tensor, array.shape, array.dtype)

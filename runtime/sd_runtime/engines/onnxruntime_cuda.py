@@ -21,8 +21,8 @@ import numpy as np
 from ..errors import EngineError, one_line
 from ..tensor import Array, FeedCheck, TensorSpec, check_feeds
 from .cuda import Gpu
-from .cuda_memory import GpuTensor
-from .device import DeviceTensor
+from .cuda_memory import GpuTensor, on_gpu
+from .device import DeviceTensor, placed
 from .onnxruntime import CUDA, import_onnxruntime, open_session
 from .protocol import Feed, Placed
 
@@ -91,17 +91,11 @@ class OnnxRuntimeCudaEngine:
         return self._gpu.tensor(shape, np.dtype(spec.dtype))
 
     def prepare(self, tensors: Mapping[str, DeviceTensor]) -> BoundLaunch:
-        ours = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, GpuTensor)}
-        assert ours.keys() == tensors.keys(), "tensors of another device"
         check_feeds(self._inputs, {spec.name: tensors[spec.name] for spec in self._inputs})
-        return BoundLaunch(self._gpu, self._session, ours, {spec.name for spec in self._inputs})
+        return BoundLaunch(self._gpu, self._session, on_gpu(tensors), {spec.name for spec in self._inputs})
 
     def place(self, name: str, array: Array) -> Feed:
-        """`array` for input `name`, copied to the GPU once for several runs."""
-        next(spec for spec in self._inputs if spec.name == name).check(array)
-        tensor = self.tensor(name, array.shape)
-        tensor.write(array)
-        return Placed(tensor, array.shape, array.dtype)
+        return placed(self, name, array)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         """Placed inputs are read where they are, the others and the outputs copied once each."""

@@ -10,8 +10,8 @@ from ..errors import EngineError
 from ..manifest import EngineRecord, Graph
 from ..tensor import Array, Dim, FeedCheck, TensorSpec
 from .cuda import Gpu
-from .cuda_memory import GpuTensor
-from .device import Device, DeviceTensor
+from .cuda_memory import GpuTensor, on_gpu
+from .device import Device, DeviceTensor, placed
 from .protocol import Feed, Placed
 from .tensorrt import Plan, Shapes, TensorRT
 
@@ -92,18 +92,12 @@ class TensorRTEngine:
         return self._gpu.tensor(shape, self._first.dtype(name))
 
     def prepare(self, tensors: Mapping[str, DeviceTensor]) -> PlanLaunch:
-        ours = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, GpuTensor)}
-        assert ours.keys() == tensors.keys(), "tensors of another device"
         shapes = {spec.name: tensors[spec.name].shape for spec in self._inputs}
         with self._gpu.turn(f"preparing the engine of {self._records[0].component}"):
-            return PlanLaunch(self._plan_for(shapes), shapes, ours)
+            return PlanLaunch(self._plan_for(shapes), shapes, on_gpu(tensors))
 
     def place(self, name: str, array: Array) -> Feed:
-        """`array` for input `name`, copied to the GPU once for several runs."""
-        next(spec for spec in self._inputs if spec.name == name).check(array)
-        tensor = self.tensor(name, array.shape)
-        tensor.write(array)
-        return Placed(tensor, array.shape, array.dtype)
+        return placed(self, name, array)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         self._check(feeds)
