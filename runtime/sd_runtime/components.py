@@ -215,7 +215,8 @@ class Components:
 
 def open_gpu(*, needed: bool) -> Gpu | None:
     """The GPU for ONNX Runtime; None for the CPU: if it is a build for CPUs, or, with a warning, if no GPU is usable.
-    DependencyError, EngineError: there is none, and it is `needed`."""
+    DependencyError, EngineError: there is none, and it is `needed`, or there is one that cannot be used for want of
+    libraries."""
     if not has_cuda():
         if not needed:
             return None
@@ -224,11 +225,18 @@ def open_gpu(*, needed: bool) -> Gpu | None:
             remedy='pip uninstall onnxruntime, then pip install "sd-lean[gpu]"',
         )
     from .engines.cuda import Gpu
+    from .engines.onnxruntime_cuda import load_cuda_libraries
 
     try:
-        return Gpu()
+        gpu = Gpu()
     except (DependencyError, EngineError) as error:
         if needed:
             raise
         warn(f"{error}; the CPU is used instead")
         return None
+    try:
+        load_cuda_libraries()
+    except BaseException:
+        gpu.close()
+        raise
+    return gpu

@@ -8,6 +8,7 @@ only the CUDA provider has are replaced by their definitions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ import onnxruntime
 import pytest
 from fake_cuda import FakeGpu
 from runnable import with_functions
+from sd_runtime.engines import onnxruntime_cuda
 
+# What ONNX Runtime 1.31 says
+NO_CUDNN = (
+    "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Non-zero status code returned while running Conv node. Name:'' Status "
+    "Message: /onnxruntime_src/onnxruntime/core/providers/cuda/cuda_kernel.h:296 static cudnnContext* onnxruntime::"
+    "cuda::CudaKernel::RequireCudnnHandle(cudnnHandle_t) [ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : cuDNN is unavailable "
+    "or disabled for CUDA Execution Provider: dlopen failed for libcudnn.so: libcudnn.so: cannot open shared object file"
+)
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -25,16 +34,24 @@ class FakeOnnxRuntime:
     def __init__(self, gpu: FakeGpu) -> None:
         self.gpu, self.sessions = gpu, 0
         self.loads = True  # whether its CUDA libraries can be loaded
+        self.no_cudnn = False
         self._real = onnxruntime.InferenceSession
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeOnnxRuntime:
+        onnxruntime_cuda._load_cuda_libraries.cache_clear()
         monkeypatch.setattr(onnxruntime, "InferenceSession", self._open)
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
         return self
 
+    def _probe(self, *given: Any) -> None:
+        if self.no_cudnn:
+            raise RuntimeError(NO_CUDNN)
+
     def _open(self, graph: bytes, options: Any, providers: Sequence[Any]) -> Any:
-        if providers == [CPU]:
-            return self._real(graph, options, providers=providers)
+        if providers == [CPU] or not self.loads:
+            return self._real(graph, options, providers=[CPU])
+        if providers == [CUDA]:  # whether it works at all
+            return SimpleNamespace(get_providers=lambda: [CUDA, CPU], run=self._probe)
         (name, given), rest = providers
         assert name == CUDA and rest == CPU
         assert given.get("enable_cuda_graph", "0") == "0", "two libraries would capture one stream"
@@ -47,9 +64,6 @@ class FakeSession:
     def __init__(self, runtime: FakeOnnxRuntime, session: Any, stream: int) -> None:
         self._runtime, self._session, self._stream = runtime, session, stream
         self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
-
-    def get_providers(self) -> list[str]:
-        return [CUDA, CPU] if self._runtime.loads else [CPU]
 
     def io_binding(self) -> FakeBinding:
         return FakeBinding(self._runtime.gpu)

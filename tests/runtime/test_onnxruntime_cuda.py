@@ -188,11 +188,22 @@ def test_no_cuda_provider(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
         Pipeline.load(demo_bundle, device="cuda")
 
 
-def test_cuda_libraries_that_do_not_load(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
+def test_cuda_libraries_that_do_not_load(
+    runtime: FakeOnnxRuntime, demo_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No other graph is tried, and the CPU is not taken in silence."""
     runtime.loads = False
-    with pytest.raises(EngineError, match=r"cannot load its CUDA libraries.*onnxruntime-gpu\[cuda,cudnn\]"):
+    with pytest.raises(DependencyError, match=r"cannot use CUDA and cuDNN here .*onnxruntime-gpu\[cuda,cudnn\]"):
         Pipeline.load(demo_bundle)
-    assert runtime.gpu.memory.live == 0
+    assert runtime.gpu.memory.live == 0 and not caplog.records
+
+
+def test_no_cudnn(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
+    runtime.no_cudnn = True
+    with pytest.raises(
+        DependencyError, match=r"here \(.*cuDNN is unavailable or disabled .* libcudnn\.so: cannot open"
+    ):
+        Pipeline.load(demo_bundle, device="cuda")
 
 
 def test_unknown_device(demo_bundle: Path) -> None:

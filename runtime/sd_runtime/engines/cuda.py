@@ -74,7 +74,7 @@ class Gpu:
             # A pool of its own: the device's would keep what is freed from other programs until the process ends.
             self._memory = DeviceMemoryResource(self._device, DeviceMemoryResourceOptions())
         except Exception as error:  # no driver, no GPU, too old a driver: no common base
-            raise EngineError(f"no usable NVIDIA GPU: {one_line(str(error), 300)}") from error
+            raise EngineError(f"no usable NVIDIA GPU: {one_line(str(error), 300).rstrip('.')}") from error
         self._pinned = LegacyPinnedMemoryResource()
         self._event_options = EventOptions(blocking_sync=True)  # a waiting thread sleeps instead of spinning
         self.arena = Arena(self)

@@ -16,7 +16,7 @@ from ..errors import DependencyError, EngineError, OutOfMemoryError, one_line
 from ..tensor import Array, FeedCheck, TensorSpec
 from .protocol import Feed
 
-CUDA = "CUDAExecutionProvider"
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PREPACK_LIMIT = 64 << 20  # bytes of weights up to which pre-packing costs too little to matter
 
 
@@ -58,7 +58,7 @@ class OnnxRuntimeEngine:
         self._check = FeedCheck(inputs)
         options = _cpu_options(prepack=weights_size <= PREPACK_LIMIT, threads=threads)
         options.enable_cpu_mem_arena = not float16  # it would keep what is widened for each call: every weight
-        self._session = open_session(graph, folder, inputs, outputs, options, ["CPUExecutionProvider"])
+        self._session = open_session(graph, folder, inputs, outputs, options, [CPU])
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import cache
@@ -18,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EngineError, one_line
+from ..errors import DependencyError
 from ..tensor import Array, FeedCheck, TensorSpec, check_feeds
-from .cuda import Gpu
+from .cuda import Gpu, shortened
 from .cuda_memory import GpuTensor, on_gpu
 from .device import DeviceTensor, placed
-from .onnxruntime import CUDA, import_onnxruntime, open_session
+from .onnxruntime import CPU, CUDA, import_onnxruntime, open_session
 from .protocol import Feed, Placed
 
 OPTIONS = {
@@ -32,20 +33,57 @@ OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # not twice as much each time
     "cudnn_conv_algo_search": "HEURISTIC",  # what is chosen by time may differ, and round differently, in each process
 }
+# y = conv(x, w), both (1, 1, 3, 3): an ONNX graph to see whether CUDA and cuDNN work at all
+PROBE = bytes.fromhex(
+    "08073a6b0a0f0a01780a01771201792204436f6e761201675a1b0a017812160a14080112100a0208010a0208010a0208030a0208035a1b"
+    "0a017712160a14080112100a0208010a0208010a0208030a020803621b0a017912160a14080112100a0208010a0208010a0208010a0208"
+    "0142040a00100d"
+)
+
+
+LOADING = threading.Lock()
+
+
+def load_cuda_libraries() -> None:
+    """CUDA's and cuDNN's, of nvidia-* wheels anywhere on Python's path or of the system.  DependencyError: they do not
+    work; without CUDA's, ONNX Runtime falls back to the CPU and logs it at most, without cuDNN's it fails later."""
+    with LOADING:
+        _load_cuda_libraries()
 
 
 @cache
-def load_cuda_libraries() -> str:
-    """CUDA's and cuDNN's libraries, of nvidia-* wheels anywhere on Python's path or of the system; what is missing."""
+def _load_cuda_libraries() -> None:
     ort, said = import_onnxruntime(), io.StringIO()
-    if not hasattr(ort, "preload_dlls"):
-        return ""
-    for folder in sorted({str(lib) for entry in sys.path for lib in Path(entry).glob("nvidia/*/lib")}):
-        with redirect_stdout(io.StringIO()):  # each folder has but a part of them
-            ort.preload_dlls(directory=folder)
-    with redirect_stdout(said):
-        ort.preload_dlls()
-    return one_line(said.getvalue(), 300)
+    if hasattr(ort, "preload_dlls"):
+        for folder in sorted({str(lib) for entry in sys.path for lib in Path(entry).glob("nvidia/*/lib")}):
+            with redirect_stdout(io.StringIO()):  # each folder has but a part of them
+                ort.preload_dlls(directory=folder)
+        with redirect_stdout(said):
+            ort.preload_dlls()
+    ort.set_default_logger_severity(4)  # what it has to say is ours to say
+    try:
+        works, why = _probe(ort)
+    finally:
+        ort.set_default_logger_severity(3)
+    if not works:
+        failures = [line for line in said.getvalue().splitlines() if line.startswith("Failed")]
+        why = shortened(why or "; ".join(failures)) or "it does not say why"
+        raise DependencyError(
+            f"device cuda: ONNX Runtime cannot use CUDA and cuDNN here ({why})",
+            remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu',
+        )
+
+
+def _probe(ort: Any) -> tuple[bool, str]:
+    """Whether a convolution runs on the GPU, and what ONNX Runtime says if not."""
+    options, ones = ort.SessionOptions(), np.ones((1, 1, 3, 3), np.float32)
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(PROBE, options, providers=[CUDA])
+        session.run(None, {"x": ones, "w": ones})
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+        return False, str(error)
+    return session.get_providers()[0] == CUDA, ""
 
 
 class OnnxRuntimeCudaEngine:
@@ -59,20 +97,17 @@ class OnnxRuntimeCudaEngine:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie."""
+        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie.
+
+        EngineError: the graph does not load; DependencyError: CUDA's libraries do not."""
         self._gpu, self._inputs, self._outputs = gpu, inputs, outputs
         self._check = FeedCheck(inputs)
-        missing = load_cuda_libraries()
+        load_cuda_libraries()
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         provider = (CUDA, OPTIONS | {"user_compute_stream": str(int(gpu.stream.handle))})
-        self._session = open_session(graph, folder, inputs, outputs, options, [provider, "CPUExecutionProvider"])
-        if self._session.get_providers()[0] != CUDA:
-            raise EngineError(
-                f"device cuda: ONNX Runtime cannot load its CUDA libraries{missing and f' ({missing})'}",
-                remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu',
-            )
+        self._session = open_session(graph, folder, inputs, outputs, options, [provider, CPU])
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
