@@ -94,7 +94,6 @@ def _cpu_options(*, prepack: bool, threads: int | None) -> Any:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if prepack else levels.ORT_ENABLE_EXTENDED
     if threads is not None:
         options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning steals shared cores
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
@@ -111,6 +110,7 @@ def open_session(
     """An InferenceSession with the weights in `folder`.  EngineError: it cannot be loaded, or its inputs and outputs
     are not those of the manifest."""
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning steals shared cores
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         session = import_onnxruntime().InferenceSession(graph, options, providers=providers)
