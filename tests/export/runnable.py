@@ -62,19 +62,39 @@ BiasSplitGelu (X, bias) => (Y)
 }
 """
 _NHWC_CONV = """
-NhwcConv <group, strides, pads, dilations> (X, W, B) => (Y)
+NhwcConv <group, strides, pads, dilations> (X, W) => (Y)
 {
     channels_first = Transpose<perm = [0, 3, 1, 2]>(X)
     weight = Transpose<perm = [0, 3, 1, 2]>(W)
     result = Conv<group: int = @group, strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations>
-        (channels_first, weight, B)
+        (channels_first, weight)
     Y = Transpose<perm = [0, 2, 3, 1]>(result)
 }
 """
+_BIASED_NHWC_CONV = f"""
+BiasedNhwcConv <group, strides, pads, dilations> (X, W, B) => (Y)
+{{
+    result = {DOMAIN}.NhwcConv
+        <group: int = @group, strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations>(X, W)
+    Y = Add(result, B)
+}}
+"""
+_BIASED_SKIP_GROUP_NORM = f"""
+BiasedSkipGroupNorm <groups, epsilon, activation> (X, gamma, beta, skip, bias) => (Y, S)
+{{
+    biased = Add(X, bias)
+    Y, S = {DOMAIN}.SkipGroupNorm<groups: int = @groups, epsilon: float = @epsilon, activation: int = @activation>
+        (biased, gamma, beta, skip)
+}}
+"""
+_USING = _HEADER.replace("[", f'["{DOMAIN}" : 1, ')
+BIASED = {"NhwcConv": 3, "SkipGroupNorm": 5}  # inputs of those with a bias: functions know no optional inputs
 FUNCTIONS = {
     "GroupNorm": _HEADER + _GROUP_NORM,
-    "SkipGroupNorm": _HEADER.replace("[", f'["{DOMAIN}" : 1, ') + _SKIP_GROUP_NORM,
+    "SkipGroupNorm": _USING + _SKIP_GROUP_NORM,
+    "BiasedSkipGroupNorm": _USING + _BIASED_SKIP_GROUP_NORM,
     "NhwcConv": _HEADER + _NHWC_CONV,
+    "BiasedNhwcConv": _USING + _BIASED_NHWC_CONV,
     "BiasAdd": _HEADER + _BIAS_ADD,
     "BiasSplitGelu": _HEADER + _BIAS_SPLIT_GELU,
 }
@@ -87,7 +107,9 @@ def with_functions(graph: bytes) -> bytes:
         if node.domain == "com.microsoft" and node.op_type in FUNCTIONS:
             node.domain = DOMAIN
             if node.op_type == "SkipGroupNorm" and len(node.output) == 1:
-                node.output.append(f"{node.name}/sum")  # functions know no optional outputs
+                node.output.append(f"{node.name}/sum")  # nor outputs
+            if len(node.input) == BIASED.get(node.op_type):
+                node.op_type = f"Biased{node.op_type}"
     model.functions.extend(onnx.parser.parse_function(text) for text in FUNCTIONS.values())
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     serialized: bytes = model.SerializeToString()

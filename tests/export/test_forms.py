@@ -131,6 +131,10 @@ def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> Non
     assert cuda["GroupNorm"] + cuda["SkipGroupNorm"] == plain["GroupNormalization"]
     assert cuda["NhwcConv"] == plain["Conv"] and "Conv" not in cuda
     assert cuda["SkipGroupNorm"] > cuda["GroupNorm"] and "Sigmoid" in cuda  # the timestep's own are left
+    nodes = _nodes(folder / forms["unet"]["cuda"].path)
+    with_bias = [node for node in nodes if node.op_type == "SkipGroupNorm" and len(node.input) == 5]
+    without = [node for node in nodes if node.op_type == "NhwcConv" and len(node.input) == 2]
+    assert len(with_bias) == len(without) > cuda["SkipGroupNorm"] / 2
     assert cuda["SkipLayerNormalization"] == 2 * cuda["BiasAdd"] == 2 * cuda["LayerNormalization"]
     assert basic["Softmax"] == plain["Attention"] and basic["InstanceNormalization"] == plain["GroupNormalization"]
     assert _operators(folder / forms["unet"]["trt"].path) == plain
@@ -208,8 +212,12 @@ def _external(path: Path) -> dict[str, tuple[str, ...]]:
     return {t.name: tuple(e.value for e in t.external_data) for t in model.graph.initializer if t.external_data}
 
 
+def _nodes(path: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(path, load_external_data=False).graph.node)
+
+
 def _operators(path: Path) -> dict[str, int]:
-    names = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    names = [node.op_type for node in _nodes(path)]
     return {name: names.count(name) for name in names}
 
 

@@ -2,7 +2,8 @@
 
     Attention                       → MultiHeadAttention
     Conv, Resize                    → NhwcConv, Resize, channels last
-    Add, GroupNormalization, SiLU   → SkipGroupNorm or GroupNorm, channels last, the activation inside
+    Add, GroupNormalization, SiLU   → SkipGroupNorm or GroupNorm, channels last, the activation inside, and the bias of
+                                      the convolution before
     MatMul's bias, residual, norm   → SkipLayerNormalization, which also hands on the sum
     MatMul's bias, residual         → BiasAdd
     MatMul's bias, split, Gelu, Mul → BiasSplitGelu
@@ -107,7 +108,8 @@ def _group_norm(editor: Editor) -> None:
             normal = editor.add("GroupNorm", inputs, "normal", like=inputs[0], domain=MICROSOFT, **options)
         else:
             rows = skip if _rank(skip) == 2 else _channels_last(editor, skip, "skip")
-            inputs = [_channels_last(editor, first, "input"), gamma, beta, rows]
+            bias = _taken_bias(first)
+            inputs = [_channels_last(editor, first, "input"), gamma, beta, rows, *([] if bias is None else [bias])]
             wanted = _used_elsewhere(source, node)
             also = ("sum",) if wanted else ()
             normal = editor.add(
@@ -117,6 +119,16 @@ def _group_norm(editor: Editor) -> None:
                 editor.replace(source, _channels_first(editor, other_output(normal, 1), source, "sum"))
         editor.replace(result, _channels_first(editor, normal, result, "output"))
     editor.finish()
+
+
+def _taken_bias(value: ir.Value) -> ir.Value | None:
+    """The bias of the convolution that makes `value`, taken from it, if nothing else reads its result."""
+    convolution = producer(value, "Conv")
+    if convolution is None or len(convolution.inputs) < 3 or len(value.uses()) != 1 or value.is_graph_output():
+        return None
+    bias = convolution.inputs[2]
+    convolution.resize_inputs(2)
+    return bias
 
 
 def _convolutions(editor: Editor) -> None:
