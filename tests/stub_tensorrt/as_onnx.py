@@ -1,6 +1,6 @@
 """A network as network.cpp wrote it down → an ONNX model that computes the same, to run it with ONNX Runtime.
 
-Layers, operations and types by their numbers in NvInfer.h of TensorRT 8.5.
+Operations and types by their numbers in NvInfer.h of TensorRT 8.5.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Writer:
     def _cast(self, name: str, kind: int) -> str:
         return self._add("Cast", name, to=kind)
 
-    def kind_0(self, layer: Json, inputs: list[str]) -> str:  # convolution
+    def kind_convolution(self, layer: Json, inputs: list[str]) -> str:  # convolution
         told = {name: [int(n) for n in numbers] for name, numbers in layer["told"].items()}
         (maps,), (groups,) = told["maps"], told["groups"]
         count = layer["weights"]["kernel"][2]
@@ -102,24 +102,24 @@ class _Writer:
         options = {"strides": told["stride"], "dilations": told["dilation"], "pads": pads, "group": groups}
         return self._add("Conv", inputs[0], *filter(None, parameters), **options)
 
-    def kind_2(self, layer: Json, inputs: list[str]) -> str:  # activation
+    def kind_activation(self, layer: Json, inputs: list[str]) -> str:  # activation
         operator, dtype = ACTIVATIONS[int(layer["told"]["type"][0])], NUMPY_TYPES[layer["output"]["type"]]
         limits = [self._constant(np.array(layer["told"][n][0], dtype)) for n in ("alpha", "beta") if operator == "Clip"]
         return self._add(operator, inputs[0], *limits)
 
-    def kind_6(self, layer: Json, inputs: list[str]) -> str:  # softmax
+    def kind_softmax(self, layer: Json, inputs: list[str]) -> str:  # softmax
         return self._add("Softmax", inputs[0], axis=int(layer["told"]["axes"][0]).bit_length() - 1)
 
-    def kind_8(self, layer: Json, inputs: list[str]) -> str:  # concatenation
+    def kind_concatenation(self, layer: Json, inputs: list[str]) -> str:  # concatenation
         return self._add("Concat", *inputs, axis=int(layer["told"]["axis"][0]))
 
-    def kind_9(self, layer: Json, inputs: list[str]) -> str:  # of two tensors, element by element
+    def kind_elementwise(self, layer: Json, inputs: list[str]) -> str:  # of two tensors, element by element
         return self._add(ELEMENTWISE[int(layer["told"]["operation"][0])], *inputs)
 
-    def kind_11(self, layer: Json, inputs: list[str]) -> str:  # of one tensor, element by element
+    def kind_unary(self, layer: Json, inputs: list[str]) -> str:  # of one tensor, element by element
         return self._add(UNARY[int(layer["told"]["operation"][0])], *inputs)
 
-    def kind_13(self, layer: Json, inputs: list[str]) -> str:  # shuffle: transpose, reshape, transpose
+    def kind_shuffle(self, layer: Json, inputs: list[str]) -> str:  # shuffle: transpose, reshape, transpose
         told, name = layer["told"], inputs[0]
         if "first" in told:
             name = self._add("Transpose", name, perm=[int(n) for n in told["first"]])
@@ -131,7 +131,7 @@ class _Writer:
             name = self._add("Transpose", name, perm=[int(n) for n in told["second"]])
         return name
 
-    def kind_14(self, layer: Json, inputs: list[str]) -> str:  # reduction
+    def kind_reduction(self, layer: Json, inputs: list[str]) -> str:  # reduction
         told = layer["told"]
         operator, bits = REDUCTIONS[int(told["operation"][0])], int(told["axes"][0])
         axes = [axis for axis in range(bits.bit_length()) if bits >> axis & 1]
@@ -140,10 +140,10 @@ class _Writer:
             return self._add(operator, inputs[0], self._integers(list(map(float, axes))), keepdims=keeps)
         return self._add(operator, inputs[0], axes=axes, keepdims=keeps)
 
-    def kind_16(self, layer: Json, inputs: list[str]) -> str:  # gather
+    def kind_gather(self, layer: Json, inputs: list[str]) -> str:  # gather
         return self._add("Gather", *inputs, axis=int(layer["told"]["axis"][0]))
 
-    def kind_17(self, layer: Json, inputs: list[str]) -> str:  # matrix product
+    def kind_product(self, layer: Json, inputs: list[str]) -> str:  # matrix product
         rank = len(layer["output"]["shape"])
         swapped = [*range(rank - 2), rank - 1, rank - 2]
         sides = [
@@ -152,16 +152,16 @@ class _Writer:
         ]
         return self._add("MatMul", *sides)
 
-    def kind_19(self, layer: Json, inputs: list[str]) -> str:  # constant
+    def kind_constant(self, layer: Json, inputs: list[str]) -> str:  # constant
         shape = layer["output"]["shape"]
         return self._weight(layer, "values", shape) or self._constant(
             np.zeros(shape, NUMPY_TYPES[layer["output"]["type"]])
         )
 
-    def kind_21(self, layer: Json, inputs: list[str]) -> str:  # identity, which changes types
+    def kind_identity(self, layer: Json, inputs: list[str]) -> str:  # identity, which changes types
         return self._cast(inputs[0], ONNX_TYPES[layer["output"]["type"]])
 
-    def kind_23(self, layer: Json, inputs: list[str]) -> str:  # slice; a stride of 0 repeats
+    def kind_slice(self, layer: Json, inputs: list[str]) -> str:  # slice; a stride of 0 repeats
         name = inputs[0]
         given = [*inputs[1:], "", "", ""][:3]
         starts, sizes, strides = (
@@ -176,10 +176,10 @@ class _Writer:
             name = self._add("Gather", name, self._add("Add", steps, start), axis=axis)
         return name
 
-    def kind_24(self, layer: Json, inputs: list[str]) -> str:  # shape
+    def kind_shape(self, layer: Json, inputs: list[str]) -> str:  # shape
         return self._cast(self._add("Shape", inputs[0]), TensorProto.INT32)
 
-    def kind_26(self, layer: Json, inputs: list[str]) -> str:  # resize
+    def kind_resize(self, layer: Json, inputs: list[str]) -> str:  # resize
         told = layer["told"]
         assert (told.get("mode", [0.0]), told["coordinates"], told["rounding"]) == ([0.0], [1.0], [2.0])
         options = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -187,7 +187,7 @@ class _Writer:
             return self._add("Resize", inputs[0], "", "", self._cast(inputs[1], TensorProto.INT64), **options)
         return self._add("Resize", inputs[0], "", self._constant(np.array(told["scales"], np.float32)), **options)
 
-    def kind_31(self, layer: Json, inputs: list[str]) -> str:  # choice
+    def kind_choice(self, layer: Json, inputs: list[str]) -> str:  # choice
         return self._add("Where", *inputs)
 
 

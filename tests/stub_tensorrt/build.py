@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -28,19 +28,31 @@ def build(folder: Path, tensorrt: Path, *headers: Path) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
         raise RuntimeError("no C++ compiler: install g++")
+    folder.mkdir(parents=True, exist_ok=True)
+    for library in ("libcublas.so.11", "libcublasLt.so.11", "libcudnn.so.8"):
+        stand_in(folder, tensorrt, library)
+    libraries = [f"-L{tensorrt}", "-l:libnvonnxparser.so.8", "-l:libnvinfer.so.8"]
+    search = [f"-Wl,-rpath-link,{folder}", f"-Wl,--disable-new-dtags,-rpath,{folder}:{tensorrt}"]
+    return compiled(compiler, folder, headers, [*libraries, *search])
+
+
+def build_newer(folder: Path, parser: Path, *headers: Path) -> Path:
+    """The same over a libnvonnxparser.so of version 10 or later, compiled from the parser's sources."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("no C++ compiler: install g++")
+    folder.mkdir(parents=True, exist_ok=True)
+    return compiled(compiler, folder, headers, [str(parser), f"-Wl,-rpath,{parser.parent}"])
+
+
+def compiled(compiler: str, folder: Path, headers: Sequence[Path], linked: list[str]) -> Path:
     implementation = next((place / "NvInferImpl.h" for place in headers if (place / "NvInferImpl.h").is_file()), None)
     if implementation is None:
         raise RuntimeError(f"no NvInferImpl.h in {', '.join(map(str, headers))}")
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "defaults.h").write_text(defaults(implementation.read_text()))
-    for library in ("libcublas.so.11", "libcublasLt.so.11", "libcudnn.so.8"):
-        stand_in(folder, tensorrt, library)
     includes = [f"-I{place}" for place in (folder, *headers)]
-    libraries = [f"-L{tensorrt}", "-l:libnvonnxparser.so.8", "-l:libnvinfer.so.8"]
-    search = [f"-Wl,-rpath-link,{folder}", f"-Wl,--disable-new-dtags,-rpath,{folder}:{tensorrt}"]
     program = folder / "network"
-    command = [compiler, "-std=c++17", "-w", "-O1", *includes, str(HERE / "network.cpp"), "-o", str(program)]
-    run([*command, *libraries, *search])
+    run([compiler, "-std=c++17", "-w", "-O1", *includes, str(HERE / "network.cpp"), "-o", str(program), *linked])
     return program
 
 
@@ -49,7 +61,7 @@ def defaults(header: str) -> str:
     lines = ['#include "NvInfer.h"', '#include "NvOnnxParser.h"', "#include <cstdio>", "#include <cstdlib>"]
     lines += ["namespace mock", "{", "using namespace nvinfer1;", "using namespace nvinfer1::apiv;", ABSENT]
     for name, body in re.findall(r"^class (V\w+) : public VRoot\n\{(.*?)^\};", header, re.DOTALL | re.MULTILINE):
-        if name in ("VTensor", "VNetworkDefinition") or name.endswith("Layer"):
+        if name in ("VTensor", "VNetworkDefinition", "VAttention") or name.endswith("Layer"):
             lines += [f"struct D{name} : {name}", "{", *functions(name, body), "};"]
     return "\n".join([*lines, "}", ""])
 
