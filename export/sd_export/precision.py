@@ -31,8 +31,10 @@ def to_float16(model: ir.Model, keep: Collection[str] = ()) -> None:
 
 def to_bfloat16(model: ir.Model) -> None:
     """Convert `model` in place.  The weights stay float32 where they lie, and are cast in the graph: few runtimes read
-    bfloat16 files, and an engine builder folds the casts."""
-    _convert(model.graph, BFLOAT16, (), cast_weights=True)
+    bfloat16 files, and an engine builder folds the casts.  Resize stays float32: TensorRT has it in no bfloat16, says
+    NVIDIA's own demo (github.com/NVIDIA/TensorRT, demo/Diffusion/demo_diffusion/model/base_model.py, optimize)."""
+    resized = [str(value.name) for node in model.graph if node.op_type == "Resize" for value in node.outputs]
+    _convert(model.graph, BFLOAT16, resized, cast_weights=True)
 
 
 def _convert(graph: ir.Graph, narrow: ir.DataType, keep: Collection[str], *, cast_weights: bool) -> None:

@@ -124,6 +124,24 @@ def test_legacy_graphs_use_nothing_newer_than_opset_17(bundle: tuple[Path, Forms
         assert all(not node.attribute for node in model.graph.node if node.op_type == "Shape")
 
 
+def test_bfloat16_graphs_resize_in_float32(bundle: tuple[Path, Forms]) -> None:
+    """And nothing more than the resizing: the convolution after it is bfloat16 again."""
+    folder, forms = bundle
+    if "trt-bf16" not in forms["unet"]:
+        pytest.skip("bfloat16 is made from float32")
+    for component in ("unet", "vae_decoder"):
+        model = ir.load(folder / forms[component]["trt-bf16"].path)
+        resizes = [node for node in model.graph if node.op_type == "Resize"]
+        assert resizes
+        for node in resizes:
+            assert node.inputs[0] is not None and (cast := node.inputs[0].producer()) is not None
+            assert cast.op_type == "Cast" and cast.attributes["to"].value == ir.DataType.FLOAT.value
+            users = [user for user, _ in node.outputs[0].uses()]
+            assert [(user.op_type, user.attributes["to"].value) for user in users] == [
+                ("Cast", ir.DataType.BFLOAT16.value)
+            ]
+
+
 def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> None:
     folder, forms = bundle
     plain, cuda, basic = (_operators(folder / forms["unet"][form].path) for form in ("plain", "cuda", "trt-basic"))

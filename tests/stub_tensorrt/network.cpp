@@ -1,4 +1,4 @@
-// What TensorRT's own ONNX parser, of version 8.5 or 10.15 and later, makes of a graph, found out without a GPU.
+// What TensorRT's own ONNX parser, of version 8.5 or 10 and later, makes of a graph, found out without a GPU.
 //
 // TensorRT's builder wants a GPU before it gives out a network; its parser does not, it only calls the network that it
 // is given.  This is one: it follows shapes and types as far as the parser asks for them, objects to layers that
@@ -25,6 +25,7 @@
 using namespace nvinfer1;
 using namespace nvinfer1::apiv;
 using Numbers = std::vector<double>;
+#define HAS_ATTENTION (NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR >= 1015) // and addNormalizationV2
 using Size = std::remove_all_extents_t<decltype(Dims::d)>; // 32 bits, and 64 from version 10 on
 
 #if NV_TENSORRT_MAJOR < 10
@@ -93,11 +94,13 @@ static char const* word(LayerType kind)
     case LayerType::kSOFTMAX: return "softmax";
     case LayerType::kUNARY: return "unary";
 #if NV_TENSORRT_MAJOR >= 10
-    case LayerType::kATTENTION_INPUT: return "attention";
     case LayerType::kCAST: return "cast";
     case LayerType::kNORMALIZATION: return "normalization";
     case LayerType::kSQUEEZE: return "squeeze";
     case LayerType::kUNSQUEEZE: return "unsqueeze";
+#endif
+#if HAS_ATTENTION
+    case LayerType::kATTENTION_INPUT: return "attention";
 #endif
     default: return "other";
     }
@@ -348,6 +351,8 @@ struct Resize final : Layer<IResizeLayer, mock::DVResizeLayer>
 {
     explicit Resize(ITensor& tensor) : Layer(LayerType::kRESIZE, {&tensor})
     {
+        if (STRONG && tensor.getType() == BFLOAT16)
+            object("a resize in bfloat16, for which there are no kernels");
         infer = [this] {
             for (int32_t i = 0; i < in(0).nbDims; i++) {
                 Size size = in(0).d[i];
@@ -658,6 +663,7 @@ struct Network final : INetworkDefinition, mock::DVNetworkDefinition
     {
         return keep(new Normalization(x, scale, bias, axes));
     }
+#if HAS_ATTENTION
     INormalizationLayer* addNormalizationV2(ITensor& x, ITensor& scale, ITensor& bias, uint32_t axes) noexcept override
     {
         return keep(new Normalization(x, scale, bias, axes));
@@ -668,6 +674,7 @@ struct Network final : INetworkDefinition, mock::DVNetworkDefinition
         keep(&attention->layer);
         return attention;
     }
+#endif
 #endif
 };
 
