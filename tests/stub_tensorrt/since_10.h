@@ -63,6 +63,7 @@ struct Normalization final : Layer<INormalizationLayer, mock::DVNormalizationLay
     void setComputePrecision(DataType) noexcept { object("a precision that is not the graph's"); }
 };
 
+#if HAS_ATTENTION
 struct Attention final : IAttention, mock::DVAttention
 {
     AnyLayer layer;
@@ -99,3 +100,4 @@ struct Attention final : IAttention, mock::DVAttention
         return true;
     }
 };
+#endif
