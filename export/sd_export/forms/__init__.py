@@ -8,8 +8,8 @@
     trt-basic    opset 20: no Attention, InstanceNormalization for groups          TensorRT 10.0 to 10.14
     trt-legacy   opset 17: neither, nor LayerNormalization nor Gelu                TensorRT 8.5 and 8.6
 
-TensorRT parses Attention from 10.14 on, but GroupNormalization as of opset 21, with a scale for each channel, only from
-10.15 (addNormalizationV2).  Every graph is small; its weights are references into the component's one weights file.
+TensorRT parses Attention from 10.14 on.  GroupNormalization as of opset 21, with a scale for each channel, it takes
+apart before 10.15 and has a layer for from then on (addNormalizationV2).  Every graph is small; its weights are references into the component's one weights file.
 """
 
 from __future__ import annotations
