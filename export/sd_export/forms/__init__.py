@@ -9,7 +9,8 @@
     trt-legacy   opset 17: neither, nor LayerNormalization nor Gelu                TensorRT 8.5 and 8.6
 
 TensorRT parses Attention from 10.14 on.  GroupNormalization as of opset 21, with a scale for each channel, it takes
-apart before 10.15 and has a layer for from then on (addNormalizationV2).  Every graph is small; its weights are references into the component's one weights file.
+apart before 10.15 and has a layer for from then on (addNormalizationV2).  Every graph is small; its weights are
+references into the component's one weights file.
 """
 
 from __future__ import annotations
