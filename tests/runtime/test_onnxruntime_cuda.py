@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from sd_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from sd_runtime.engines.tensorrt_engine import TensorRTEngine
 from sd_runtime.errors import DependencyError, EngineError, OutOfMemoryError, UsageError
 from sd_runtime.pipeline import Pipeline
-from sd_runtime.result import Result
-from test_tensorrt_pipeline import REQUEST, VERSION, assert_same_pictures, copy_with_engines
+from test_tensorrt_pipeline import REQUEST, VERSION, assert_same_pictures, copy_with_engines, on_cpu
 
 # What ONNX Runtime 1.31 says
 OUT_OF_MEMORY = (
@@ -36,12 +34,6 @@ STEP = "run next_state,next_sample,next_timestep,next_index"
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeOnnxRuntime:
     return FakeOnnxRuntime(FakeGpu().install(monkeypatch)).install(monkeypatch)
-
-
-@cache
-def on_cpu(bundle: Path, **changed: Any) -> Result:
-    with Pipeline.load(bundle, device="cpu") as pipeline:
-        return pipeline(**(REQUEST | changed))
 
 
 @pytest.mark.parametrize(

@@ -25,34 +25,28 @@ ABSENT = """
 
 def build(folder: Path, tensorrt: Path, *headers: Path) -> Path:
     """The program in `folder`, and empty libraries in the place of cuBLAS and cuDNN.  RuntimeError: what it lacks."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise RuntimeError("no C++ compiler: install g++")
     folder.mkdir(parents=True, exist_ok=True)
     for library in ("libcublas.so.11", "libcublasLt.so.11", "libcudnn.so.8"):
         stand_in(folder, tensorrt, library)
     libraries = [f"-L{tensorrt}", "-l:libnvonnxparser.so.8", "-l:libnvinfer.so.8"]
     search = [f"-Wl,-rpath-link,{folder}", f"-Wl,--disable-new-dtags,-rpath,{folder}:{tensorrt}"]
-    return compiled(compiler, folder, headers, [*libraries, *search])
+    return compiled(folder, headers, [*libraries, *search])
 
 
 def build_newer(folder: Path, parser: Path, *headers: Path) -> Path:
     """The same over a libnvonnxparser.so of version 10 or later, compiled from the parser's sources."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise RuntimeError("no C++ compiler: install g++")
     folder.mkdir(parents=True, exist_ok=True)
-    return compiled(compiler, folder, headers, [str(parser), f"-Wl,-rpath,{parser.parent}"])
+    return compiled(folder, headers, [str(parser), f"-Wl,-rpath,{parser.parent}"])
 
 
-def compiled(compiler: str, folder: Path, headers: Sequence[Path], linked: list[str]) -> Path:
+def compiled(folder: Path, headers: Sequence[Path], linked: list[str]) -> Path:
     implementation = next((place / "NvInferImpl.h" for place in headers if (place / "NvInferImpl.h").is_file()), None)
     if implementation is None:
         raise RuntimeError(f"no NvInferImpl.h in {', '.join(map(str, headers))}")
     (folder / "defaults.h").write_text(defaults(implementation.read_text()))
     includes = [f"-I{place}" for place in (folder, *headers)]
     program = folder / "network"
-    run([compiler, "-std=c++17", "-w", "-O1", *includes, str(HERE / "network.cpp"), "-o", str(program), *linked])
+    run(["g++", "-std=c++17", "-w", "-O1", *includes, str(HERE / "network.cpp"), "-o", str(program), *linked])
     return program
 
 
@@ -91,6 +85,8 @@ def stand_in(folder: Path, tensorrt: Path, library: str) -> None:
 
 
 def run(command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        raise RuntimeError("no C++ compiler: install g++")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command[0]} fails: {done.stderr}")

@@ -54,28 +54,20 @@ class OnnxRuntimeEngine:
     ) -> None:
         """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, of `weights_size` bytes, and whether
         they are `float16`."""
-        self._inputs, self._outputs = inputs, outputs
+        self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(inputs)
         options = _cpu_options(prepack=weights_size <= PREPACK_LIMIT, threads=threads)
         options.enable_cpu_mem_arena = not float16  # it would keep what is widened for each call: every weight
         self._session = open_session(graph, folder, inputs, outputs, options, [CPU])
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
     def place(self, name: str, array: Array) -> Feed:
         """`array` itself: it is where the graph reads it."""
-        next(spec for spec in self._inputs if spec.name == name).check(array)
+        next(spec for spec in self.inputs if spec.name == name).check(array)
         return array
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         self._check(feeds)
-        names = [spec.name for spec in self._outputs]
+        names = [spec.name for spec in self.outputs]
         try:
             results: list[Array] = self._session.run(names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception

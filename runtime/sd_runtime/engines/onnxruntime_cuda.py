@@ -100,7 +100,7 @@ class OnnxRuntimeCudaEngine:
         """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie.
 
         EngineError: the graph does not load; DependencyError: CUDA's libraries do not."""
-        self._gpu, self._inputs, self._outputs = gpu, inputs, outputs
+        self.device, self.inputs, self.outputs = gpu, inputs, outputs
         self._check = FeedCheck(inputs)
         load_cuda_libraries()
         ort = import_onnxruntime()
@@ -109,25 +109,13 @@ class OnnxRuntimeCudaEngine:
         provider = (CUDA, OPTIONS | {"user_compute_stream": str(int(gpu.stream.handle))})
         self._session = open_session(graph, folder, inputs, outputs, options, [provider, CPU])
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    @property
-    def device(self) -> Gpu:
-        return self._gpu
-
     def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
-        spec = next(spec for spec in (*self._inputs, *self._outputs) if spec.name == name)
-        return self._gpu.tensor(shape, np.dtype(spec.dtype))
+        spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
+        return self.device.tensor(shape, np.dtype(spec.dtype))
 
     def prepare(self, tensors: Mapping[str, DeviceTensor]) -> BoundLaunch:
-        check_feeds(self._inputs, {spec.name: tensors[spec.name] for spec in self._inputs})
-        return BoundLaunch(self._gpu, self._session, on_gpu(tensors), {spec.name for spec in self._inputs})
+        check_feeds(self.inputs, {spec.name: tensors[spec.name] for spec in self.inputs})
+        return BoundLaunch(self.device, self._session, on_gpu(tensors), {spec.name for spec in self.inputs})
 
     def place(self, name: str, array: Array) -> Feed:
         return placed(self, name, array)
@@ -135,9 +123,9 @@ class OnnxRuntimeCudaEngine:
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         """Placed inputs are read where they are, the others and the outputs copied once each."""
         self._check(feeds)
-        names = [spec.name for spec in self._outputs]
+        names = [spec.name for spec in self.outputs]
         binding = self._session.io_binding()
-        with self._gpu.turn("running a graph"):
+        with self.device.turn("running a graph"):
             for name, feed in feeds.items():
                 if isinstance(feed, Placed):
                     bind(binding.bind_input, name, feed.value)
@@ -151,8 +139,8 @@ class OnnxRuntimeCudaEngine:
 
     def close(self) -> None:
         """Release the session and its memory, once the GPU is done with it; no use afterwards."""
-        with self._gpu.closing():
-            self._gpu.stream.sync()
+        with self.device.closing():
+            self.device.stream.sync()
             del self._session
 
 
