@@ -8,7 +8,8 @@ and recorded.  Checked are, for every network of the bundle and the graphs aroun
 
 - the graph that is written for the provider loads, and nothing in it is copied between GPU and host;
 - what runs on the CPU is arithmetic of shapes;
-- network and sampler step are recorded as one CUDA graph, and the decoder as another;
+- network and sampler step are recorded as one CUDA graph, and the decoder as another, without copies of host memory,
+  which may be another's by the time that the graph is launched;
 - once a shape is known, a step is one graph launch, the host waits for it once, and nothing is allocated;
 - closing the pipeline gives everything back.
 """
@@ -95,7 +96,7 @@ def loop(bundle: str) -> Iterator[tuple[str, bool]]:
     driver = ctypes.CDLL("libcuda.so.1")
     driver.stub_count.argtypes, driver.stub_count.restype = [ctypes.c_char_p], ctypes.c_uint64
     driver.stub_live.restype = ctypes.c_size_t
-    counted = ("device", "pinned", "events", "launches", "waits")
+    counted = ("device", "pinned", "events", "launches", "kernels", "waits", "recorded copies")
 
     def counts() -> Counter[str]:
         return Counter({name: int(driver.stub_count(name.encode())) for name in counted})
@@ -114,12 +115,16 @@ def loop(bundle: str) -> Iterator[tuple[str, bool]]:
     gc.collect()
     yield "memory on the GPU after closing", driver.stub_live() == 0
     few, many = found[-2:]
-    launches, waits = ((many[name] - few[name]) / STEPS for name in ("launches", "waits"))
+    launches, kernels, waits = ((many[name] - few[name]) / STEPS for name in ("launches", "kernels", "waits"))
     host = (statistics.median(times[3::2]) - statistics.median(times[2::2])) / STEPS
-    print(f"a step: {launches:g} graph launch, {waits:g} wait, {host * 1e6:.0f} µs of the host, the stub's included")
+    print(
+        f"a step: {launches:g} graph launch of {kernels:g} kernels, {waits:g} wait, {host * 1e6:.0f} µs of the host, "
+        "the stub's included"
+    )
     yield f"warnings: {warnings}", not warnings
     yield "a step is one graph launch", launches == 1
     yield "the host waits at most once a step", waits <= 1
+    yield "copies from or to the host in a recording", not sum(counts["recorded copies"] for counts in found)
     kept = {name: many[name] for name in ("device", "pinned", "events")}
     yield f"allocated once the shape is known: {kept}", not any(kept.values())
 

@@ -39,7 +39,7 @@ static pthread_mutex_t mutex = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static void unlock(pthread_mutex_t **held) { pthread_mutex_unlock(*held); }
 #define LOCKED __attribute__((cleanup(unlock))) pthread_mutex_t *held = (pthread_mutex_lock(&mutex), &mutex)
 
-static struct { uint64_t waits, launches, device, pinned, events; } counts;
+static struct { uint64_t waits, launches, kernels, recorded, device, pinned, events; } counts;
 static double now;                           /* of the GPU's clock, in milliseconds: work moves it on */
 static CUresult broken;                      /* an error that the driver does not recover from */
 static size_t memory_size = 140ull << 30;    /* of the GPU */
@@ -54,8 +54,9 @@ void stub_mend(void) { broken = OK; }
 uint64_t stub_count(const char *what)
 {
     const struct { const char *name; uint64_t count; } named[] = {
-        {"waits", counts.waits},   {"launches", counts.launches}, {"device", counts.device},
-        {"pinned", counts.pinned}, {"events", counts.events}};
+        {"waits", counts.waits},   {"launches", counts.launches}, {"kernels", counts.kernels},
+        {"device", counts.device}, {"pinned", counts.pinned},     {"events", counts.events},
+        {"recorded copies", counts.recorded}}; /* from the host or to it: done again by each launch */
     for (size_t i = 0; i < LENGTH(named); i++)
         if (!strcmp(named[i].name, what))
             return named[i].count;
@@ -400,7 +401,7 @@ static CUresult run(struct CUgraphNode_st node)
     case COPY: case FILL: return copy_or_fill(&node);
     case FREE: return release(DEVICE, node.target);
     case ALLOCATION: return OK;
-    case CALL: return node.call(node.number);
+    case CALL: counts.kernels++; return node.call(node.number);
     case GRAPH:
         return run_graph(node.graph);
     }
@@ -443,6 +444,8 @@ static CUresult submit(CUstream stream, struct CUgraphNode_st node)
     trace("%s%s of %zu bytes", capture ? "captured " : "", NAMES[node.operation], node.size);
     if (capture && capture->invalid)
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    bool copy = node.operation == COPY;
+    counts.recorded += capture && copy && (!find(DEVICE, node.source) || !find(DEVICE, node.target));
     return add(capture ? capture->graph : &own(stream)->work, node);
 }
 

@@ -39,8 +39,8 @@ def decompose_attention(editor: Editor, *, above: int = 0) -> None:
 def use_multi_head_attention(editor: Editor) -> None:
     """ONNX Runtime's MultiHeadAttention, straight from the projections' (B, S, heads · D) and back to it.
 
-    Q, K and V stay three matrix products: its flash and cuDNN kernels read them in place as they are, but unpack a
-    packed QKV first; and a packed weight, (in, 3 · out), would lie across the three that the other forms share."""
+    Q, K and V are three inputs: its flash and cuDNN kernels read them in place as they are, but unpack a packed QKV
+    first, which costs what splitting it does."""
     for node in editor.nodes("Attention"):
         sources = [_before_heads(needed(v)) for v in node.inputs[:3]]
         merged = _after_heads(node.outputs[0])

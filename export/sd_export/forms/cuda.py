@@ -1,12 +1,13 @@
 """The graph as ONNX Runtime's CUDA provider runs it best: its own fused operators, channels last around them.
 
-    Attention                       → MultiHeadAttention
-    Conv, Resize                    → NhwcConv, Resize, channels last
-    Add, GroupNormalization, SiLU   → SkipGroupNorm or GroupNorm, channels last, the activation inside, and the bias of
-                                      the convolution before
-    MatMul's bias, residual, norm   → SkipLayerNormalization, which also hands on the sum
-    MatMul's bias, residual         → BiasAdd
-    MatMul's bias, split, Gelu, Mul → BiasSplitGelu
+    MatMuls or Gemms of one input        → one, and its result split: packed Q, K and V, for example
+    Attention                            → MultiHeadAttention
+    Conv, Resize                         → NhwcConv, Resize, channels last
+    Add, GroupNormalization, SiLU        → SkipGroupNorm or GroupNorm, channels last, the activation inside, and the
+                                           biases of the convolutions that are added
+    MatMul's bias, residual, norm        → SkipLayerNormalization, which also hands on the sum
+    MatMul's or Conv's bias, residual    → BiasAdd
+    MatMul's bias, split, Gelu, Mul      → BiasSplitGelu
 
 The transposes between what is channels last cancel when ONNX Runtime optimises the graph; those of the weights, which
 lie in the file channels first as the other forms want them, are folded when it loads it.  The provider's own option
@@ -21,21 +22,27 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .attention import use_multi_head_attention
-from .editor import Editor, attribute, needed, only_user, other_output, producer, static
+from .editor import Editor, attribute, dtype_of, needed, only_user, other_output, producer, static
+from .products import merge_products
 
 MICROSOFT = "com.microsoft"
 SPLIT_GELU_WIDTHS = (1280, 2560, 5120)  # the ones that BiasSplitGelu is compiled for
 CHANNELS_A_THREAD = 2  # of GroupNorm: a group's channels must be a multiple
 NONE, SILU = 0, 1
+WIDE = (
+    ir.DataType.FLOAT
+)  # of GroupNorm's weights; and the type to add weights in, so that the CPU can when it loads them
 
 
 def to_cuda(editor: Editor) -> None:
     """All of the above; what does not fit a kernel is left to the provider's own operators."""
+    merge_products(editor)
     use_multi_head_attention(editor)
     _skip_layer_norm(editor)
     _bias_add(editor)
     _bias_split_gelu(editor)
     _group_norm(editor)
+    _convolution_bias_add(editor)
     _convolutions(editor)
     _resizes(editor)
 
@@ -100,15 +107,16 @@ def _group_norm(editor: Editor) -> None:
             continue
         result, activation = _with_silu(node.outputs[0])
         editor.before(node)
-        gamma, beta = (_wide(editor, needed(v), n) for v, n in zip(node.inputs[1:], ("gamma", "beta"), strict=True))
+        scale = zip(node.inputs[1:], ("gamma", "beta"), strict=True)
+        gamma, beta = (_cast(editor, needed(value), WIDE, name) for value, name in scale)
         options = {"groups": groups, "epsilon": attribute(node, "epsilon"), "activation": activation}
         first, skip = _addends(source)
         if skip is None:
             inputs = [_channels_last(editor, source, "input"), gamma, beta]
             normal = editor.add("GroupNorm", inputs, "normal", like=inputs[0], domain=MICROSOFT, **options)
         else:
+            bias = _taken_bias(editor, first, skip)
             rows = skip if _rank(skip) == 2 else _channels_last(editor, skip, "skip")
-            bias = _taken_bias(first)
             inputs = [_channels_last(editor, first, "input"), gamma, beta, rows, *([] if bias is None else [bias])]
             wanted = _used_elsewhere(source, node)
             also = ("sum",) if wanted else ()
@@ -121,14 +129,40 @@ def _group_norm(editor: Editor) -> None:
     editor.finish()
 
 
-def _taken_bias(value: ir.Value) -> ir.Value | None:
-    """The bias of the convolution that makes `value`, taken from it, if nothing else reads its result."""
-    convolution = producer(value, "Conv")
-    if convolution is None or len(convolution.inputs) < 3 or len(value.uses()) != 1 or value.is_graph_output():
-        return None
-    bias = convolution.inputs[2]
-    convolution.resize_inputs(2)
-    return bias
+def _taken_bias(editor: Editor, *addends: ir.Value) -> ir.Value | None:
+    """The sum of the biases of the convolutions that make `addends`, taken from those that nothing else reads."""
+    taken = []
+    for value in addends:
+        convolution = producer(value, "Conv")
+        if convolution is not None and len(convolution.inputs) == 3 and len(value.uses()) == 1:
+            taken.append(needed(convolution.inputs[2]))
+            convolution.resize_inputs(2)
+    if len(taken) < 2:
+        return taken[0] if taken else None
+    wide = [_cast(editor, value, WIDE, f"bias/{number}") for number, value in enumerate(taken)]
+    return _cast(editor, editor.add("Add", wide, "bias", like=wide[0]), dtype_of(taken[0]), "bias/narrow")
+
+
+def _convolution_bias_add(editor: Editor) -> None:
+    """BiasAdd for residuals that no normalisation adds.  It takes (B, H · W, C)."""
+    for node in editor.nodes("Add"):
+        total = node.outputs[0]
+        if _rank(total) != 4 or not _same_shapes(node):
+            continue
+        editor.before(node)
+        addends = [needed(v) for v in node.inputs]
+        bias = _taken_bias(editor, *addends)
+        if bias is None:
+            continue
+        last = {name: _channels_last(editor, v, name) for name, v in zip(("first", "second"), addends, strict=True)}
+        channels, (batch, *_) = static(total, 1), _moved_last(total)
+        flat, shape = editor.integers(0, -1, channels), [batch, None, channels]
+        row, skip = (editor.add("Reshape", [v, flat], f"{n}/rows", like=v, shape=shape) for n, v in last.items())
+        biased = editor.add("BiasAdd", [row, bias, skip], "biased", like=row, domain=MICROSOFT)
+        back = editor.add("Shape", [last["second"]], "shape", dtype=ir.DataType.INT64, shape=[4])
+        biased = editor.add("Reshape", [biased, back], "nhwc", like=last["second"])
+        editor.replace(total, _channels_first(editor, biased, total, "output"))
+    editor.finish()
 
 
 def _convolutions(editor: Editor) -> None:
@@ -212,12 +246,10 @@ def _channels_first(editor: Editor, value: ir.Value, like: ir.Value, name: str) 
     return editor.add("Transpose", [flat], f"{name}/ncl", like=like, perm=[0, 2, 1])
 
 
-def _wide(editor: Editor, value: ir.Value, name: str) -> ir.Value:
-    """`value` as float32, the only type GroupNorm takes its weights in; folded once when the session is made."""
-    float32 = ir.DataType.FLOAT
-    if value.dtype == float32:
+def _cast(editor: Editor, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    if value.dtype == dtype:
         return value
-    return editor.add("Cast", [value], name, like=value, dtype=float32, to=float32.value)
+    return editor.add("Cast", [value], name, like=value, dtype=dtype, to=dtype.value)
 
 
 def _biased(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:
