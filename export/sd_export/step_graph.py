@@ -21,8 +21,8 @@ so that UNet and step can be captured as one CUDA graph and replayed E times wit
 All of it lives in opset 17 with 32-bit integers, which TensorRT 8.5 parses as well as TensorRT 11; nothing has a shape
 of rank 0.  Build it without TF32: its one matrix product carries the latents.
 
-`PIXELS` is the other end of the loop: the decoder's samples to the bytes of a picture, so that a quarter of the data
-crosses the bus.
+The pixels graph is the other end of the loop: the decoder's samples to the bytes of a picture, so that the host need
+not convert them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .engines.protocol import Engine
+from .engines.protocol import Engine, placing
 from .errors import NumericalError
 from .noise import NoiseSource
 from .sampling import SamplingPlan
@@ -83,25 +83,25 @@ def denoise(
     _, *image_shape = latents.shape
     rows = encoder_hidden_states.shape[0]
     inputs = {"encoder_hidden_states": encoder_hidden_states} | guidance.inputs(rows)  # (R, T, D), (R, G)
-    placed = {name: unet.place(name, array) for name, array in inputs.items()}
     sample = np.empty((rows, *image_shape), np.float32)  # (R, C, h, w)
     halves = sample.reshape(-1, *latents.shape)  # (R / B, B, C, h, w)
     timestep = np.empty(1, np.float32)
     state = plan.initial_state(latents)  # (S, B·C·h·w); row 0 is the UNet's input
-    for index in range(len(plan.timesteps)):
-        halves[:] = state[0].reshape(latents.shape)
-        timestep[0] = plan.timesteps[index]
-        output = unet.run({"sample": sample, "timestep": timestep, **placed})["out_sample"]
-        prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
-        if not all_finite(prediction):
-            raise NumericalError(
-                f"UNet output in step {index + 1} of {len(plan.timesteps)} (timestep {plan.timesteps[index]:g})",
-                got="NaN or infinity",
-                remedy="lower guidance_scale, or export the bundle with --precision fp32",
-            )
-        fresh = noise.draw(tuple(image_shape)).ravel() if plan.draws[index] else None
-        state = plan.advance(index, state, prediction.ravel(), fresh)
-        yield Step(index, len(plan.timesteps), float(plan.timesteps[index]), state[0].reshape(latents.shape))
+    with placing(unet, inputs) as placed:
+        for index in range(len(plan.timesteps)):
+            halves[:] = state[0].reshape(latents.shape)
+            timestep[0] = plan.timesteps[index]
+            output = unet.run({"sample": sample, "timestep": timestep, **placed})["out_sample"]
+            prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
+            if not all_finite(prediction):
+                raise NumericalError(
+                    f"UNet output in step {index + 1} of {len(plan.timesteps)} (timestep {plan.timesteps[index]:g})",
+                    got="NaN or infinity",
+                    remedy="lower guidance_scale, or export the bundle with --precision fp32",
+                )
+            fresh = noise.draw(tuple(image_shape)).ravel() if plan.draws[index] else None
+            state = plan.advance(index, state, prediction.ravel(), fresh)
+            yield Step(index, len(plan.timesteps), float(plan.timesteps[index]), state[0].reshape(latents.shape))
 
 
 def guide(output: Array, guidance: Guidance) -> Array:

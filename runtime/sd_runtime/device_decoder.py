@@ -59,22 +59,23 @@ class DecoderCall:
 
     def run(self, latents: Array) -> Decoded:
         """(B, C, h, w) float32, as the decoder takes them.  A picture is fetched while the next is being made."""
-        samples, pixels = [], []
+        samples = np.empty((len(latents), *self._sample.shape[1:]), np.float32)
+        pixels = np.empty((len(latents), *self._pixels.shape[1:]), np.uint8)
         under_way: deque[tuple[Pending, Pending]] = deque()
-
-        def fetch() -> None:
-            sample, pixel = under_way.popleft()
-            samples.append(sample.wait().copy())
-            pixels.append(pixel.wait().copy())
-
-        for one in latents:
+        for index, one in enumerate(latents):
             self._latent.write(one[None])
             self._launch()
             under_way.append((self._sample.read(), self._pixels.read()))
-            if len(under_way) > 1:
-                fetch()
-        fetch()
-        return Decoded(np.concatenate(samples), np.concatenate(pixels))
+            if index:
+                fetch(under_way.popleft(), samples[index - 1], pixels[index - 1])
+        fetch(under_way.popleft(), samples[-1], pixels[-1])
+        return Decoded(samples, pixels)
 
     def close(self) -> None:
         self._resources.close()
+
+
+def fetch(copies: tuple[Pending, Pending], sample: Array, pixels: Array) -> None:
+    """Wait for the copies of one picture and take them over."""
+    for pending, target in zip(copies, (sample, pixels), strict=True):
+        np.copyto(target, pending.wait()[0])

@@ -1,4 +1,4 @@
-"""The denoising loop on the device: what `denoise` does on the host, with nothing coming back in between.
+"""The denoising loop on the device: what `denoise` does on the host, with nothing in it that waits for the host.
 
 Latents, the sampler's state, the plan's table and the prompts' embeddings lie in the device's memory.  An evaluation is
 the UNet and then the sampler step, a small graph that applies row k of the table, guidance included, writes the UNet's
@@ -7,6 +7,8 @@ next input, and counts k itself.  So every evaluation is the same work on the sa
 
     ┌─▶ UNet: sample, timestep, encoder_hidden_states ─▶ output
     └── step: output, state, index, tables ─▶ sample, timestep, and the other state and index
+
+The host queues the next evaluation, with the noise that it needs, before it looks at the latents of the last one.
 
 The state and the index are kept twice, since a graph must not write what it reads: even evaluations go from the first
 to the second, odd ones back, and there are two recordings.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from diffusers import LatentConsistencyModelPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from fakes import FakeUNet
 from sd_runtime.denoise import Guidance, denoise, embed_guidance, guide
+from sd_runtime.engines.protocol import Feed, Placed
 from sd_runtime.errors import NumericalError
 from sd_runtime.noise import NoiseSource
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
@@ -117,3 +121,30 @@ def test_a_network_that_guides_itself_is_told_the_scale() -> None:
     assert told.shape == (3, 32) and told.dtype == np.float32
     np.testing.assert_array_equal(told[2], embed_guidance(8.5, 32))
     assert Guidance(8.5).on and not Guidance(8.5).inputs(3)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_what_was_placed_for_the_network_is_given_back(steps: int) -> None:
+    """Also when the loop is left before its end."""
+    closed: list[str] = []
+
+    class Handle:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    class Placing(FakeUNet):
+        def place(self, name: str, array: Array) -> Placed:
+            return Placed(Handle(name), array.shape, array.dtype)
+
+        def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+            assert isinstance(feeds["encoder_hidden_states"], Placed) and not closed
+            return super().run({**feeds, "encoder_hidden_states": TEXT})
+
+    unet = Placing(lambda sample, t, hidden: sample * 0.1)
+    with closing(denoise(unet, plan(), latents(), TEXT, Guidance(7.5), NoiseSource([1, 2]))) as loop:
+        for _ in zip(range(steps), loop, strict=False):
+            pass
+    assert closed == ["encoder_hidden_states"]

@@ -1,7 +1,7 @@
 """Engines whose tensors stay where they run: what the device loop is written against.
 
 A device does what is queued strictly in turn.  Queuing returns at once; only `Pending.wait` waits.  Implemented over
-CUDA and TensorRT (`cuda`, `tensorrt_engine`) and over ONNX Runtime's IO binding (`binding`).
+CUDA (`cuda`), where TensorRT (`tensorrt_engine`) and ONNX Runtime (`onnxruntime_cuda`) run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,9 @@ class Placed:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
+    def close(self) -> None:
+        self.value.close()
+
 
 Feed = Array | Placed
 
@@ -28,7 +32,7 @@ class Engine(Protocol):
 
     `run` checks dtype, shape and completeness of `feeds` against `inputs` (EngineError), runs the graph, and returns
     every output by name as a numpy array that the caller owns.  `place` puts an input that several runs share where the
-    graph reads it, once.
+    graph reads it, once; see `placing`.
     """
 
     @property
@@ -42,3 +46,17 @@ class Engine(Protocol):
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]: ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def placing(engine: Engine, inputs: Mapping[str, Array]) -> Iterator[dict[str, Feed]]:
+    """`inputs` where the engine reads them, as long as the block lasts."""
+    feeds: dict[str, Feed] = {}
+    try:
+        for name, array in inputs.items():
+            feeds[name] = engine.place(name, array)
+        yield feeds
+    finally:
+        for feed in feeds.values():
+            if isinstance(feed, Placed):
+                feed.close()
