@@ -14,13 +14,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from gpu_timing import DEMO, Row, Settings, latencies
 
+if TYPE_CHECKING:
+    from sd_runtime import Pipeline
+    from sd_runtime.manifest import ComponentName
+    from sd_runtime.tensor import TensorSpec
+
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, SEED, GUIDANCE = "a large red star on a blue background", 5, 4.0
+COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder")
+ENGINES = {"tensorrt": "TensorRTEngine", "onnxruntime": "OnnxRuntimeCudaEngine"}
 # torch.manual_seed(0); torch.randn(8, device="cuda"), on any GPU, as printed: to five digits
 KNOWN_NOISE = (-0.92466, -0.42534, -2.6438, 0.14518, -0.12087, -0.57972, -0.62285, -0.32839)
 
@@ -74,35 +81,52 @@ def demo_tensorrt(settings: Settings) -> Iterator[Row]:
 def _right(settings: Settings, bundle: Path, library: str, error: float, likeness: float) -> Iterator[Row]:
     """Components against ONNX Runtime on the CPU, a picture against diffusers on this device."""
     from sd_runtime import Pipeline
-    from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
     label = f"{bundle.name.replace('-tensorrt', '')}, {library}"
-    random = np.random.default_rng(0)
     with Pipeline.load(bundle, device=settings.device) as pipeline:
-        for name in ("text_encoder", "unet", "vae_decoder"):
-            graph = pipeline.bundle.component(name).graph()
-            feeds = {spec.name: _values(spec.name, spec.dtype, spec.shape, random) for spec in graph.inputs}
-            folder = pipeline.bundle.path(graph.path).parent
-            reference = OnnxRuntimeEngine(pipeline.bundle.read(graph.path), folder, graph.inputs, graph.outputs)
-            output = next(iter(graph.outputs)).name
-            expected = reference.run(dict(feeds))[output]
-            got = pipeline.components.engine(name).run(dict(feeds))[output]
-            reference.close()
-            difference = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
-            yield Row(f"{label}: {name}, relative difference to the CPU", difference, "", error)
+        yield from _components(settings, pipeline, label, library, 16, error)
         drawn = pipeline(PROMPT, seed=SEED, num_inference_steps=10, guidance_scale=GUIDANCE, scheduler="ddim")
     if importlib.util.find_spec("diffusers"):
-        ours, theirs = (np.asarray(p, np.float64) for p in (drawn.images[0], _diffusers_picture(settings.device)))
-        decibels = float(10 * np.log10(255**2 / max(float(((ours - theirs) ** 2).mean()), 1e-10)))
-        yield Row(f"{label}: picture like diffusers'", decibels, "dB", likeness, at_least=True)
+        theirs = _diffusers_picture(settings.device)
+        yield Row(f"{label}: picture like diffusers'", decibels(drawn.images[0], theirs), "dB", likeness, at_least=True)
 
 
-def _values(name: str, dtype: str, shape: tuple[Any, ...], random: np.random.Generator) -> Any:
-    sizes = {"latent_height": 16, "latent_width": 16, "sequence_length": 77, "batch": 2}
-    shape = tuple(axis if isinstance(axis, int) else sizes[axis.symbol] for axis in shape)
-    if name == "timestep":
+def _components(
+    settings: Settings, pipeline: Pipeline, label: str, library: str, cells: int, error: float
+) -> Iterator[Row]:
+    """Each network, run by `library`, against ONNX Runtime on the CPU, for latents of `cells` × `cells`."""
+    from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+
+    random = np.random.default_rng(0)
+    for name in COMPONENTS:
+        engine = pipeline.components.engine(name)
+        if not settings.dry and ENGINES[library] != type(engine).__name__:
+            raise SystemExit(f"{label}: {name} is run by {type(engine).__name__}, not by {library}")
+        graph = pipeline.bundle.component(name).graph()
+        feeds = {spec.name: _values(spec, cells, random) for spec in graph.inputs}
+        folder = pipeline.bundle.path(graph.path).parent
+        reference = OnnxRuntimeEngine(pipeline.bundle.read(graph.path), folder, graph.inputs, graph.outputs)
+        output = next(iter(graph.outputs)).name
+        expected = reference.run(dict(feeds))[output]
+        reference.close()
+        got = engine.run(dict(feeds))[output]
+        difference = float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+        yield Row(f"{label}: {name}, relative difference to the CPU", difference, "", error)
+
+
+def _values(spec: TensorSpec, cells: int, random: np.random.Generator) -> Any:
+    sizes = {"latent_height": cells, "latent_width": cells, "sequence_length": 77}
+    rows = 1 if spec.name == "latent_sample" else 2  # pictures are decoded one by one; guidance has two rows for each
+    shape = tuple(axis if isinstance(axis, int) else sizes.get(axis.symbol, rows) for axis in spec.shape)
+    if spec.name == "timestep":
         return np.full(shape, 501, np.float32)
-    return random.integers(0, 256, shape) if dtype == "int64" else random.standard_normal(shape, np.float32)
+    return random.integers(0, 256, shape) if spec.dtype == "int64" else random.standard_normal(shape, np.float32)
+
+
+def decibels(ours: Any, theirs: Any) -> float:
+    """PSNR of two pictures of 8 bits a channel."""
+    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+    return float(10 * np.log10(255**2 / max(float((difference**2).mean()), 1e-10)))
 
 
 def _diffusers_picture(device: str) -> Any:
@@ -174,10 +198,21 @@ def _fast(settings: Settings, bundle: Path, library: str) -> Iterator[Row]:
     start = time.perf_counter()
     with Pipeline.load(bundle, device=settings.device) as pipeline:
         yield Row(f"{label}: load", time.perf_counter() - start, "s")
+        yield from _components(settings, pipeline, label, library, side // 8, 2e-2)
 
-        def draw(steps: int, batch: int) -> None:
-            pipeline(PROMPT, seed=SEED, num_inference_steps=steps, num_images_per_prompt=batch, height=side, width=side)
+        def draw(steps: int, batch: int, scheduler: str | None = None) -> Any:
+            return pipeline(
+                PROMPT,
+                seed=SEED,
+                num_inference_steps=steps,
+                num_images_per_prompt=batch,
+                guidance_scale=GUIDANCE,
+                height=side,
+                width=side,
+                scheduler=scheduler,
+            )
 
+        draw(settings.steps[0], 1, "ddim").images[0].save(settings.work / f"sd15-{library}.png")
         yield from latencies(settings, label, draw)
         decoder = pipeline.components.engine("vae_decoder")
         if isinstance(decoder, DeviceEngine):
@@ -209,35 +244,62 @@ def _cold(settings: Settings, bundle: Path) -> float:
 
 
 def diffusers_eager(settings: Settings) -> Iterator[Row]:
-    yield from latencies(settings, "sd15, diffusers eager", _peer(settings, compiled=False))
+    """Also the reference of the pictures that were drawn before."""
+    from diffusers import DDIMScheduler
+    from PIL import Image
+
+    pipe = _pipe(settings)
+    own, pipe.scheduler = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)
+    theirs = _drawing(settings, pipe)(settings.steps[0], 1).images[0]
+    for library in ENGINES:
+        picture = settings.work / f"sd15-{library}.png"
+        if picture.exists():
+            with Image.open(picture) as ours:
+                yield Row(f"sd15, {library}: picture like diffusers'", decibels(ours, theirs), "dB", 25, at_least=True)
+    pipe.scheduler = own
+    yield from latencies(settings, "sd15, diffusers eager", _drawing(settings, pipe))
 
 
 def torch_compile(settings: Settings) -> Iterator[Row]:
     """As its users run it: channels last, max-autotune, batch 1 only, for every shape compiles anew."""
-    draw = _peer(settings, compiled=True)
+    import torch
+
+    pipe = _pipe(settings)
+    for network in (pipe.unet, pipe.vae):
+        network.to(memory_format=torch.channels_last)
+    pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
+    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
+    draw = _drawing(settings, pipe)
     start = time.perf_counter()
     draw(settings.steps[0], 1)
     yield Row("sd15, torch.compile: compilation", time.perf_counter() - start, "s")
     yield from latencies(settings, "sd15, torch.compile", draw, batches=(1,))
 
 
-def _peer(settings: Settings, *, compiled: bool) -> Callable[[int, int], object]:
+def _pipe(settings: Settings) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline
 
     dtype = torch.float32 if settings.dry else torch.float16
     pipe = StableDiffusionPipeline.from_pretrained(settings.checkpoint, safety_checker=None)
-    pipe = pipe.to(settings.device, dtype)
     pipe.set_progress_bar_config(disable=True)
-    if compiled:
-        for network in (pipe.unet, pipe.vae):
-            network.to(memory_format=torch.channels_last)
-        pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
-        pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
+    return pipe.to(settings.device, dtype)
 
-    def draw(steps: int, batch: int) -> object:
+
+def _drawing(settings: Settings, pipe: Any) -> Callable[[int, int], Any]:
+    """What draws pictures with so many steps, so many at once."""
+    import torch
+
+    def draw(steps: int, batch: int) -> Any:
         generator = torch.Generator().manual_seed(SEED)
-        size = {"height": settings.sides, "width": settings.sides}
-        return pipe(PROMPT, num_inference_steps=steps, num_images_per_prompt=batch, generator=generator, **size)
+        return pipe(
+            PROMPT,
+            num_inference_steps=steps,
+            num_images_per_prompt=batch,
+            guidance_scale=GUIDANCE,
+            generator=generator,
+            height=settings.sides,
+            width=settings.sides,
+        )
 
     return draw

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import gpu_check
 import pytest
 from gpu_check import bars, main, verdict
 from gpu_timing import Row, Settings, latencies
+
+H200 = {"gpu": "NVIDIA H200"}
 
 
 def run(work: Path, *flags: str) -> int:
@@ -30,7 +34,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 
     def attempt(section: gpu_check.Section, *_: object) -> dict[str, object]:
         attempted.append(section.name)
-        return {"rows": [] if section.name == "noise" else None, "why": "", "seconds": 0.0}
+        return {"rows": [], "why": "" if section.name == "noise" else "no time", "seconds": 0.0, "at": "today"}
 
     monkeypatch.setattr(gpu_check, "attempt", attempt)
     for _ in range(2):
@@ -43,6 +47,48 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_section_is_started_that_would_end_too_late(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--only", "noise", "--minutes", "0.25") == 0
     assert "-- noise: skipped, no time left: start again to go on" in capfd.readouterr().out
+
+
+def test_what_was_measured_before_the_time_was_up_is_kept_and_all_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what the section has started itself, which would go on using the GPU."""
+    child = tmp_path / "child"
+    row = json.dumps(vars(Row("noise: so far", 1.0, "s")))
+    program = f"""import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open({str(child)!r}, "w").write(str(child.pid))
+open(sys.argv[1], "a").write({row!r} + "\\n" + '{{"what": "noi')
+time.sleep(60)
+"""
+    monkeypatch.setattr(gpu_check, "own_command", lambda s, t, rows: [sys.executable, "-c", program, str(rows)])
+    section = gpu_check.SECTIONS[0]
+    done = gpu_check.in_process(section, Settings(tmp_path, dry=True), 3.0)
+    assert [row["what"] for row in done["rows"]] == ["noise: so far"]
+    assert done["why"] == gpu_check.NO_TIME
+    for _ in range(100):
+        stat = Path("/proc", child.read_text(), "stat")
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the child still runs")
+
+
+def test_other_code_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempted = []
+
+    def attempt(section: gpu_check.Section, *_: object) -> dict[str, object]:
+        attempted.append(section.name)
+        return {"rows": [], "why": "", "seconds": 0.0, "at": "today"}
+
+    monkeypatch.setattr(gpu_check, "attempt", attempt)
+    run(tmp_path, "--only", "noise")
+    run(tmp_path, "--only", "noise")
+    assert attempted == ["noise"]
+    monkeypatch.setattr(gpu_check, "describe", lambda dry: {"gpu": "none", "code": "other"})
+    run(tmp_path, "--only", "noise")
+    assert attempted == ["noise", "noise"]
 
 
 def test_promises_are_judged() -> None:
@@ -59,15 +105,16 @@ def test_promises_are_judged() -> None:
         return {"one": {"rows": [vars(row) for row in rows], "why": ""}}
 
     assert [round(value, 2) for _, value, _ in bars(done())] == [1.4, 0.4, 1.04]
-    assert not verdict(done())
-    assert verdict(done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over tensorrt's"]
-    assert verdict(done(p99=0.6)) == ["tensorrt: 50 steps, batch 1: p99 over p50"]
-    assert verdict(done(host=1.5)) == ["tensorrt: host time of a step, batch 1, in per cent of it"]
-    assert verdict(done(limit=0.5)) == ["noise"]
+    assert not verdict(H200, done())
+    assert verdict(H200, done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over tensorrt's"]
+    assert verdict(H200, done(p99=0.6)) == ["tensorrt: 50 steps, batch 1: p99 over p50"]
+    assert verdict(H200, done(host=1.5)) == ["tensorrt: host time of a step, batch 1, in per cent of it"]
+    assert verdict(H200, done(limit=0.5)) == ["noise"]
     faster = done(faster=0.4)
     assert [round(value, 2) for _, value, _ in bars(faster)] == [1.75]
     assert next(bars(faster))[0] == "50 steps, batch 1: torch.compile's time over onnxruntime's"
-    assert verdict({"two": {"rows": None, "why": "failed with exit code 1; see above"}}) == ["two"]
+    assert not verdict({"gpu": "NVIDIA T4"}, done(theirs=0.55, p99=0.6, host=1.5)) and list(bars(done()))
+    assert verdict(H200, {"two": {"rows": [], "why": "failed with exit code 1; see above"}}) == ["two"]
 
 
 def test_a_step_is_the_difference_between_many_and_few(tmp_path: Path) -> None:
