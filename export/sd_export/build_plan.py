@@ -135,21 +135,23 @@ class _Planner:
 
     def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
         """An engine for each size (width, height, batch)."""
-        rows = self._rows(component)
+        rows, _ = self._rows(component)
         for width, height, batch in _at_once(component, wanted):
             axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
             axes["sequence_length"] = (self._positions,) * 3
             yield from self._job(component, axes, f"{width}x{height} batch {batch}")
 
     def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
-        """One engine for a range around the sizes, any number of rows up to the most that they have."""
+        """One engine for a range around the sizes, any number of rows up to the most that they can have: guidance may
+        be asked for where the model is meant to be used without, too."""
         wanted = _at_once(component, wanted)
         width, height, batch = wanted[0]
         low, high = FALLBACK_PIXELS
         sides = [side for job in wanted for side in job[:2]]
         low, high = min(low, *sides), max(high, *sides)
-        rows, most = self._rows(component), max(job[2] for job in wanted)
-        axes = self._picture((1, rows * batch, rows * most), (low, width, high), (low, height, high))
+        rows, widest = self._rows(component)
+        most = widest * max(job[2] for job in wanted)
+        axes = self._picture((1, rows * batch, most), (low, width, high), (low, height, high))
         axes["sequence_length"] = (self._positions, self._positions, FALLBACK_CHUNKS * self._positions)
         yield from self._job(component, axes, "dynamic")
 
@@ -163,18 +165,18 @@ class _Planner:
         most = max(job[2] for job in wanted)
         axes = self._picture((1, batch, most), (low, width, high), (low, height, high))
         axes |= {"rows": (2, 2 * batch, 2 * most), "draws": DRAWS}
-        for component, forms in (("sampler_step", ("guided", "plain")), ("pixels", ("plain",))):
-            for form in forms:
-                yield from self._job(component, axes, form, form)
+        yield from self._job("sampler_step", axes, "guided", "guided")
+        # Without guidance as many pictures at once as the UNet has rows
+        yield from self._job("sampler_step", axes | {"batch": (1, batch, 2 * most)}, "plain", "plain")
+        yield from self._job("pixels", axes, "plain", "plain")
 
-    def _rows(self, component: str) -> int:
-        """Of a network's batch for each picture: with guidance the UNet has two, unless it is told the scale or the
-        model is meant to be used without."""
-        known = self._manifest.components.get(component)
-        if component != "unet" or known is None:
-            return 1
-        told = any(spec.name == "timestep_cond" for spec in known.graph().inputs)
-        return 1 if told or self._manifest.defaults.guidance_scale <= 1 else 2
+    def _rows(self, component: str) -> tuple[int, int]:
+        """Of a network's batch for each picture: where it is used as its authors recommend, and at most."""
+        if component != "unet":
+            return 1, 1
+        from sd_runtime.backends import rows_a_picture, told_guidance
+
+        return rows_a_picture(self._manifest), 1 if told_guidance(self._manifest) else 2
 
     def _picture(self, rows: Range, width: Range, height: Range) -> dict[str, Range]:
         """The axes of pictures and latents, by the symbols of the graphs' tensors."""

@@ -1,13 +1,14 @@
 """The networks of a bundle as engines, loaded side by side, each only after its files' digests were checked.
 
-Where TensorRT engines in the bundle fit this machine they are used; ONNX Runtime runs the rest, or all.  Denoising and
+Where TensorRT engines in the bundle fit this machine they are used; ONNX Runtime runs the rest, or all, and shapes that
+no engine was built for.  Denoising and
 decoding stay on the GPU where all that they take is there; otherwise the host leads them, with the same result.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -77,12 +78,30 @@ class Components:
 
     @cached_property
     def _onnxruntime_has_cuda(self) -> bool:
-        return self._gpu is not None and has_cuda()
+        if self._gpu is None:
+            return False
+        try:
+            return has_cuda()
+        except DependencyError:  # TensorRT does without ONNX Runtime what it has engines for
+            return False
 
     def precision(self, name: str) -> EnginePrecision:
         """That a component's plain graph is computed in here."""
         built = self._tensorrt.records(name, "plain") if self._tensorrt is not None else []
         return built[0].precision if built else self._bundle.manifest.precision
+
+    def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> Sequence[int]:
+        """How many pictures at once, up to `most`, are good for the UNet: those that it has engines for, if any.
+
+        rows: of its batch for each picture; latent: (C, h, w)."""
+        if self.on_cpu:
+            return (1,)
+        if self._tensorrt is not None:
+            built = [record.profile["sample"] for record in self._tensorrt.records("unet", "plain")]
+            sizes = [n for n in range(1, most + 1) if any(allowed.accepts((n * rows, *latent)) for allowed in built)]
+            if sizes or not self._onnxruntime_has_cuda:
+                return sizes or (1,)
+        return range(1, most + 1)
 
     def preload(self, names: Iterable[str] = EAGER) -> None:
         """Load several components at once, each on a thread of its own; if one fails, release all."""
@@ -112,8 +131,9 @@ class Components:
         return kept
 
     def _load(self, name: str, form: str) -> Engine:
-        built = self._tensorrt.engine(name, form) if self._tensorrt is not None else None
-        return built if built is not None else self._load_graph(name, form)
+        graph = partial(self._load_graph, name, form)
+        built = self._tensorrt.engine(name, form, graph) if self._tensorrt is not None else None
+        return built if built is not None else graph()
 
     def _load_graph(self, name: str, form: str) -> Engine:
         """A session; for the plain graph, of the form that is written for the device, where there is one."""

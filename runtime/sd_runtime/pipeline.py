@@ -297,12 +297,25 @@ class Pipeline:
         return next(s for s in self.components.engine("unet").inputs if s.name == "sample").ranges
 
     def batches(self, request: Request) -> list[range]:
-        """The request's pictures in batches that the UNet takes; guidance needs two rows a picture.
+        """The request's pictures in batches that the UNet takes, the largest first; guidance needs two rows a picture.
 
         On the CPU one by one: more at once gain nothing there, and take memory in proportion."""
-        rows = 1 if self.components.on_cpu else self._unet_ranges()[0][1]
-        size = max(rows // (2 if self.guidance(request).on else 1), 1)
-        return [range(i, min(i + size, request.num_images)) for i in range(0, request.num_images, size)]
+        rows = 2 if self.guidance(request).on else 1
+        most = max(min(self._unet_ranges()[0][1] // rows, self._most_at_once()), 1)
+        sizes = self.components.batch_sizes(most, rows, self.latent_shape(request))
+        batches, first = [], 0
+        while first < request.num_images:
+            left = request.num_images - first
+            size = max((size for size in sizes if size <= left), default=left)
+            batches.append(range(first, first + size))
+            first += size
+        return batches
+
+    def _most_at_once(self) -> int:
+        """Pictures for which the sampler step has a state, in bundles that have one."""
+        step = self.manifest.components.get("sampler_step")
+        states = [] if step is None else [spec for spec in step.graph().inputs if spec.name == "state"]
+        return min((state.ranges[1][1] for state in states), default=self._unet_ranges()[0][1])
 
     def close(self) -> None:
         self.components.close()

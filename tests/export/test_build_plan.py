@@ -103,8 +103,10 @@ def test_models_without_guidance_take_one_row_a_picture(manifest: Manifest) -> N
     unet = replace(manifest.components["unet"], graphs={"plain": told, "trt": told})
     consistency = replace(manifest, components={**manifest.components, "unet": unet})
     for model in (turbo, consistency):
-        exact, *_ = plan_jobs(model, request(batches=(3,)), "11.4.0")
+        exact, *rest = plan_jobs(model, request(batches=(3,)), "11.4.0")
         assert exact.label == "unet 128x128 batch 3" and exact.shapes["sample"][0] == 3
+        fallback = next(job for job in rest if job.label == "unet dynamic").profile["sample"]
+        assert (fallback.opt[0], fallback.max[0]) == (3, 6 if model is turbo else 3)  # guidance may be asked for
     assert exact.profile["timestep_cond"].opt == (3, 256)
 
 
@@ -113,7 +115,8 @@ def test_loop_graphs_take_what_the_networks_take(manifest: Manifest) -> None:
     step = jobs["sampler_step guided"]
     assert step["model_output"].min[0] == 2 and step["model_output"].max == (8, 4, 96, 96)
     assert step["coefficients"].max == (2048, 8, 10) and step["timesteps"].max == (2049,)
-    assert jobs["sampler_step plain"]["model_output"].max[0] == 4
+    assert jobs["sampler_step plain"]["model_output"].max[0] == 8  # without guidance the UNet's rows are pictures
+    assert jobs["unet dynamic"]["sample"].max[0] == 8
     assert jobs["pixels plain"]["sample"].max == (4, 3, 768, 768)
 
 

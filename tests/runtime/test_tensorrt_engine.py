@@ -133,6 +133,30 @@ def test_shapes_that_no_engine_takes(rig: Rig) -> None:
         engine.run(feeds(unet_shapes(5, 8, 8)))
 
 
+@newest
+@pytest.mark.parametrize("way", ["run", "prepare"])
+def test_others_take_their_turn_while_an_engine_is_read(rig: Rig, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    engine = rig.unet(exact_range(unet_shapes(2)), exact_range(unet_shapes(4)))
+    done = threading.Event()
+
+    def work_of_another() -> None:
+        rig.gpu.tensor((1,), np.dtype(np.float32)).close()
+        done.set()
+
+    def slow(path: str) -> bytes:
+        threading.Thread(target=work_of_another).start()
+        assert done.wait(10), "the turn was taken"
+        return rig.read(path)
+
+    monkeypatch.setattr(engine, "_read", slow)
+    shapes = unet_shapes(4)
+    if way == "run":
+        engine.run(feeds(shapes))
+    else:
+        engine.prepare({n: engine.tensor(n, s) for n, s in {**shapes, "out_sample": shapes["sample"]}.items()})
+    assert done.is_set()
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,8 +12,9 @@ from ..manifest import EngineRecord, Graph
 from ..tensor import Array, Dim, FeedCheck, TensorSpec
 from .cuda import Gpu
 from .cuda_memory import GpuTensor, on_gpu
-from .device import Device, DeviceTensor, placed
-from .protocol import Feed, Placed
+from .device import Device, DeviceEngine, DeviceTensor, Launch, placed
+from .on_host import HostLaunch, fetched
+from .protocol import Engine, Feed, Placed
 from .tensorrt import Plan, Shapes, TensorRT
 
 IDLE_CALLS = 4  # sets of shapes whose tensors `run` keeps for the next time
@@ -22,7 +24,8 @@ class TensorRTEngine:
     """See `Engine` and `DeviceEngine`.
 
     An engine for exact shapes is preferred to one for a range of them, and one listed earlier to one listed later.  The
-    first is put on the GPU at once, the others when a request first has their shapes.
+    first is put on the GPU at once, the others when a request first has their shapes.  Shapes that none of them takes
+    go to an engine of another library, if there is one.
     """
 
     def __init__(
@@ -33,12 +36,18 @@ class TensorRTEngine:
         records: Sequence[EngineRecord],
         read: Callable[[str], bytes],
         rebuild: str,
+        otherwise: Callable[[Shapes], Engine] | None = None,
     ) -> None:
-        """`records`: one or more, all of `graph`; `read`: path in the bundle → verified bytes; `rebuild`: a command."""
+        """`records`: one or more, all of `graph`; `read`: path in the bundle → verified bytes; `rebuild`: a command.
+
+        `otherwise`: opens, when it is first needed, the engine for shapes that no record takes, or says in an
+        EngineError why it cannot."""
         self._library, self._gpu, self._graph = library, gpu, graph
         self._read, self._rebuild = read, rebuild
         self._records = sorted(records, key=breadth)
-        self._inputs = tuple(narrowed(spec, self._records) for spec in graph.inputs)
+        self._otherwise, self._opening = otherwise, threading.Lock()
+        self._other: Engine | None = None
+        self._inputs = graph.inputs if otherwise else tuple(narrowed(spec, self._records) for spec in graph.inputs)
         self._check = FeedCheck(self._inputs)
         self._plans: dict[str, Plan] = {}
         self._calls: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], Call] = OrderedDict()
@@ -79,36 +88,51 @@ class TensorRTEngine:
                     what, got=", ".join(sorted(names)), accepted=", ".join(declared), remedy=self._rebuild
                 )
 
-    def _plan_for(self, shapes: Shapes) -> Plan:
-        for record in self._records:
-            if record.accepts(shapes):
-                return self._plan(record)
-        ranges = " or ".join(describe(record) for record in self._records)
-        got = ", ".join(f"{name}{shape}" for name, shape in shapes.items())
-        what = f"no TensorRT engine of {self._records[0].component} was built for these shapes"
-        raise EngineError(what, got=got, accepted=ranges, remedy=f"build one that takes them: {self._rebuild}")
+    def _plan_for(self, shapes: Shapes) -> Plan | None:
+        """The engine for these shapes, loaded: not within a turn, for others need not wait while it is read."""
+        record = next((record for record in self._records if record.accepts(shapes)), None)
+        return None if record is None else self._plan(record)
+
+    def _instead(self, shapes: Shapes) -> Engine:
+        """The other library's engine, for shapes that none of ours takes."""
+        if self._otherwise is None:
+            raise untaken(shapes, self._records, f"build one that takes them: {self._rebuild}")
+        with self._opening:
+            if self._other is None:
+                self._other = self._otherwise(shapes)
+            return self._other
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
         return self._gpu.tensor(shape, self._first.dtype(name))
 
-    def prepare(self, tensors: Mapping[str, DeviceTensor]) -> PlanLaunch:
+    def prepare(self, tensors: Mapping[str, DeviceTensor]) -> Launch:
         shapes = {spec.name: tensors[spec.name].shape for spec in self._inputs}
+        plan = self._plan_for(shapes)
+        if plan is None:
+            other = self._instead(shapes)
+            if isinstance(other, DeviceEngine):
+                return other.prepare(tensors)
+            return HostLaunch(self._gpu, other, on_gpu(tensors))
         with self._gpu.turn(f"preparing the engine of {self._records[0].component}"):
-            return PlanLaunch(self._plan_for(shapes), shapes, on_gpu(tensors))
+            return PlanLaunch(plan, shapes, on_gpu(tensors))
 
     def place(self, name: str, array: Array) -> Feed:
         return placed(self, name, array)
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         self._check(feeds)
+        shapes = {name: feed.shape for name, feed in feeds.items()}
+        plan = self._plan_for(shapes)
+        if plan is None:
+            other = self._instead(shapes)
+            return other.run(feeds if isinstance(other, DeviceEngine) else fetched(feeds))
         with self._gpu.turn(f"running the engine of {self._records[0].component}"):
-            return self._call({name: feed.shape for name, feed in feeds.items()}).run(feeds)
+            return self._call(plan, shapes).run(feeds)
 
-    def _call(self, shapes: Shapes) -> Call:
+    def _call(self, plan: Plan, shapes: Shapes) -> Call:
         """The call for these shapes, from before if there was one; the one not used for longest makes room."""
         key = tuple(sorted(shapes.items()))
         if key not in self._calls:
-            plan = self._plan_for(shapes)
             while len(self._calls) >= IDLE_CALLS:
                 self._calls.popitem(last=False)[1].close()
             self._calls[key] = Call(plan, shapes)
@@ -116,6 +140,8 @@ class TensorRTEngine:
         return self._calls[key]
 
     def close(self) -> None:
+        if self._other is not None:
+            self._other.close()
         with self._gpu.closing():
             for call in self._calls.values():
                 call.close()
@@ -205,6 +231,13 @@ def narrowed(spec: TensorSpec, records: Sequence[EngineRecord]) -> TensorSpec:
         for i, axis in enumerate(spec.shape)
     )
     return TensorSpec(spec.name, spec.dtype, shape)
+
+
+def untaken(shapes: Shapes, records: Sequence[EngineRecord], remedy: str) -> EngineError:
+    """That none of a component's engines takes these shapes."""
+    what = f"no TensorRT engine of {records[0].component} was built for these shapes"
+    got = ", ".join(f"{name}{shape}" for name, shape in shapes.items())
+    return EngineError(what, got=got, accepted=" or ".join(describe(record) for record in records), remedy=remedy)
 
 
 def describe(record: EngineRecord) -> str:
