@@ -1,8 +1,8 @@
 """The networks of a bundle as engines, loaded side by side, each only after its files' digests were checked.
 
 Where TensorRT engines in the bundle fit this machine they are used; ONNX Runtime runs the rest, or all, and shapes that
-no engine was built for.  Denoising and
-decoding stay on the GPU where all that they take is there; otherwise the host leads them, with the same result.
+no engine was built for.  Denoising and decoding stay on the GPU where all that they take is there; otherwise the host
+leads them, with the same result.
 """
 
 from __future__ import annotations

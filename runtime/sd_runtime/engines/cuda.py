@@ -135,12 +135,12 @@ class Gpu:
     def record(self, launches: Sequence[Launch]) -> Launch:
         """`launches` as one CUDA graph, which takes the host one call however much work it holds.
 
-        They are run twice before: what a library sets up on its first runs must not be recorded.  (ONNX Runtime takes
+        These are run twice before: what a library sets up on its first runs must not be recorded.  (ONNX Runtime takes
         memory piece by piece on the first, and in one block on the second.)  What must not or cannot be recorded at all
         is launched as it is, between the graphs of the rest."""
         with self.turn("running for the first time"):
             for _ in range(WARM_UP_RUNS):
-                InTurn(launches)()
+                InTurn([launch for launch in launches if launch.recordable])()
             self.stream.sync()
             parts = [
                 self._recorded(InTurn(list(group))) if recordable else InTurn(list(group))
