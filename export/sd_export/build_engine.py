@@ -6,7 +6,8 @@ names of the layers that must stay float32.  Where versions differ, the comment 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
@@ -41,25 +42,41 @@ class Settings:
     timing_cache: Path
 
 
+@dataclass(frozen=True)
+class Built:
+    """A serialized engine, and how many attentions its graph has that TensorRT may run fused."""
+
+    plan: bytes
+    attentions: int
+
+
 @dataclass
 class BuildLog:
-    """What TensorRT said during one build."""
+    """What TensorRT said during one build, and whether the user pressed Ctrl-C while it called Python: an exception
+    must not leave a callback, for in C++ it would end the process."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
 
 
 def build_engine(
     label: str, path: Path, profile: Mapping[str, ShapeRange], settings: Settings, report: Report
-) -> bytes:
-    """The serialized engine of the graph in `path`; `report` is told what the builder is at, from version 10 on.
+) -> Built:
+    """The engine of the graph in `path`; `report` is told what the builder is at, from version 10 on.
 
     ExportError says which layer is in the way and what to change; DependencyError: a library is missing."""
     import_tensorrt()
     log = BuildLog()
     try:
-        # The engine's memory is the builder's own; a copy outlives it.
-        return bytes(_build(path, profile, settings, report, log))
+        return _build(path, profile, settings, report, log)
     except ExportError:
         raise
     except Exception as error:  # TensorRT's and polygraphy's exceptions have no common base but Exception
@@ -79,7 +96,7 @@ def import_tensorrt() -> None:
         raise DependencyError(what, remedy='pip install "sd-lean[tensorrt]"') from error
 
 
-def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Settings, report: Report, log: BuildLog) -> Any:
+def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Settings, report: Report, log: BuildLog) -> Built:
     import tensorrt as trt
     from polygraphy.backend.trt import CreateConfig, Profile, engine_bytes_from_network
     from polygraphy.logger import G_LOGGER
@@ -87,7 +104,7 @@ def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Settings, re
     shapes = Profile()
     for name, allowed in profile.items():
         shapes.add(name, allowed.min, allowed.opt, allowed.max)
-    monitor = progress_monitor(report) if hasattr(trt, "IProgressMonitor") else None  # since 8.6 in C++, 10.0 here
+    monitor = progress_monitor(report, log) if hasattr(trt, "IProgressMonitor") else None  # since 8.6 in C++, 10.0 here
     settings.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
         builder = trt.Builder(build_logger(log))
@@ -101,12 +118,14 @@ def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Settings, re
             **(_weakly_typed(settings.precision) if is_weakly_typed() else {}),
         )
         try:
-            return engine_bytes_from_network(
+            serialized = engine_bytes_from_network(
                 (builder, network, parser), config=config, save_timing_cache=str(settings.timing_cache)
             )
         finally:
-            if getattr(monitor, "interrupted", False):
+            if log.interrupted:
                 raise KeyboardInterrupt
+        # The engine's memory is the builder's own; a copy outlives it.
+        return Built(bytes(serialized), attentions(network))
 
 
 def is_weakly_typed() -> bool:
@@ -171,6 +190,12 @@ def _allow_decomposition(network: trt.INetworkDefinition) -> None:
             layer.attention.decomposable = True
 
 
+def attentions(network: trt.INetworkDefinition) -> int:
+    """How many attentions a network has: layers of their own where its graph says so, else its softmaxes."""
+    kinds = [network.get_layer(index).type.name for index in range(network.num_layers)]
+    return kinds.count("ATTENTION_INPUT") or kinds.count("SOFTMAX")
+
+
 def build_logger(log: BuildLog) -> trt.ILogger:
     """A logger that keeps errors and warnings."""
     import tensorrt as trt
@@ -180,16 +205,18 @@ def build_logger(log: BuildLog) -> trt.ILogger:
             trt.ILogger.__init__(self)
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                log.errors.append(msg)
-            elif severity == trt.ILogger.Severity.WARNING:
-                log.warnings.append(msg)
+            with log.uninterrupted():
+                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                    log.errors.append(msg)
+                elif severity == trt.ILogger.Severity.WARNING:
+                    log.warnings.append(msg)
 
     return Logger()
 
 
-def progress_monitor(report: Report) -> Any:
-    """Tells `report` the innermost phase and how far it is: "Tactic selection 120/480"."""
+def progress_monitor(report: Report, log: BuildLog) -> Any:
+    """Tells `report` the innermost phase and how far it is, "Tactic selection 120/480", and stops a build that was
+    interrupted."""
     import tensorrt
 
     trt: Any = tensorrt  # not every version has an IProgressMonitor
@@ -198,22 +225,21 @@ def progress_monitor(report: Report) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, int] = {}
-            self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
-            self.phases[phase_name] = int(num_steps)
-            self._tell(phase_name, 0)
+            with log.uninterrupted():
+                self.phases[phase_name] = int(num_steps)
+                self._tell(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
-            """False stops the build: an exception would be lost between C++ and Python."""
-            try:
+            """False stops the build."""
+            with log.uninterrupted():
                 self._tell(phase_name, int(step))
-            except KeyboardInterrupt:
-                self.interrupted = True
-            return not self.interrupted
+            return not log.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            self.phases.pop(phase_name, None)
+            with log.uninterrupted():
+                self.phases.pop(phase_name, None)
 
         def _tell(self, phase: str, step: int) -> None:
             report(f"{phase} {step}/{self.phases.get(phase, step)}")

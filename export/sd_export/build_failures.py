@@ -67,8 +67,12 @@ KNOWN = (
     ),
 )
 
+# A layer's name: in braces, where several were made one; else to where the sentence goes on.  Names hold blanks and
+# dots of their own: "(Unnamed Layer* 12) [Shuffle]", "/conv1/Conv + /nonlinearity/Sigmoid".
 _NODE = re.compile(
-    r"(?:for node |[Nn]ode name: |with name: |node: )\{?(.+?)\}?(?:\.\)|\.?(?:\s|$)| due to| \[| and operator)",
+    r"(?:for node |with name: )(?:\{(?P<group>.+?)\}(?=[\s.,)]|$)"
+    r"|(?P<name>.+?)(?:\.?$|\.\)|\. | \[\w+\.cpp| due to | and operator))"
+    r"|(?:[Nn]ode name: |node: )\{?(?P<word>\S+?)\}?[.,)]*(?:\s|$)",
     re.MULTILINE,
 )
 
@@ -90,8 +94,8 @@ def failed_node(text: str) -> str | None:
     found = _NODE.search(text)
     if found is None:
         return None
-    name = found.group(1).strip()
-    group = re.match(r"ForeignNode\[(.+?)\.\.\.(.+?)\]", name)
+    name = next(name for name in found.groups() if name is not None).strip()
+    group = re.fullmatch(r"ForeignNode\[(.+?)\.\.\.(.+)\]", name)
     return one_line(f"the layers from {group.group(1)} to {group.group(2)}" if group else name, 200)
 
 

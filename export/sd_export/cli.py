@@ -6,17 +6,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sd_runtime.arguments import ArgumentParser
 from sd_runtime.console import run
+from sd_runtime.errors import UsageError
 
+from . import build_cli
+from .build_cli import add_engine_flags, build_request
+from .build_plan import BuildRequest
 from .request import COMPONENTS, PRECISIONS, ExportRequest
 
 EPILOG = """examples:
   sd-export --model demo
   sd-export --model stable-diffusion-v1-5/stable-diffusion-v1-5 --precision fp16
   sd-export --model my-model.safetensors --output bundles/my-model
+  sd-export --model demo --tensorrt --size 128x128 --batch 1,2
   sd-export build demo                     builds TensorRT engines for a bundle; see sd-export build --help
 
 The model goes where sd-run finds it by name, unless --output says otherwise: to bundles/ under $SD_LEAN_HOME, by
@@ -42,15 +48,17 @@ def build_parser() -> ArgumentParser:
     add("--no-verify", action="store_true", help="do not compare the bundle with torch; its manifest will say so")
     add("--force", action="store_true", help="replace a bundle that is something else, or damaged")
     add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
+    add_to_group = parser.add_argument_group("engines, with --tensorrt").add_argument
+    add_engine_flags(add_to_group)
+    bf16 = "of their arithmetic, from a fp32 bundle and with TensorRT 10.15 (default: the bundle's)"
+    add_to_group("--engine-precision", choices=("bf16",), help=bf16)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["build"]:
-        from .build_cli import main as build
-
-        return build(arguments[1:])
+        return build_cli.main(arguments[1:])
     return run("sd-export", lambda: _run(build_parser().parse_args(arguments)))
 
 
@@ -66,6 +74,7 @@ def _run(args: argparse.Namespace) -> None:
         verify=not args.no_verify,
         force=args.force,
     )
+    engines = _engines(args)
     if args.tensorrt:
         from .build_engine import import_tensorrt
 
@@ -75,7 +84,17 @@ def _run(args: argparse.Namespace) -> None:
     bundle = export(request, quiet=args.quiet)
     if args.tensorrt:
         from .build import build
-        from .build_plan import BuildRequest
 
-        build(BuildRequest(bundle), quiet=args.quiet)
+        build(replace(engines, bundle=bundle), quiet=args.quiet)
     print(bundle)
+
+
+def _engines(args: argparse.Namespace) -> BuildRequest:
+    """Which engines to build, but for the bundle; UsageError before anything is exported."""
+    engines = build_request(args, Path(), args.engine_precision)
+    if not args.tensorrt and engines != BuildRequest(Path()):
+        raise UsageError("flags for engines", accepted="only together with --tensorrt")
+    if engines.precision is not None and args.precision != "fp32":
+        got = f"with --precision {args.precision}"
+        raise UsageError(f"--engine-precision {engines.precision}", got=got, accepted="a fp32 bundle")
+    return engines

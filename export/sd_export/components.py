@@ -15,6 +15,7 @@ from torch import nn
 from . import modules, overflow, signature, step_graph
 from .forms import text_embeds, write_forms
 from .precision import to_float16
+from .probes import latent_probes, picture_probes
 from .progress import Progress
 from .signature import Signature, Sizes
 from .source import Checkpoint, load_safety_checker, load_taesd, load_text_encoder, load_unet, load_vae
@@ -83,8 +84,8 @@ def _verdict(name: str, model: ir.Model) -> frozenset[str]:
 def _probes(name: str, sizes: Sizes, checkpoint: Checkpoint) -> list[Array]:
     """Inputs on which a network's values are measured: the VAE's, which is the one that outgrows float16."""
     if name == "vae_decoder":
-        return overflow.latent_probes(sizes.channels, checkpoint.configs["vae"].get("scaling_factor", 0.18215))
-    return overflow.picture_probes(sizes.pixels) if name == "vae_encoder" else []
+        return latent_probes(sizes.channels, checkpoint.configs["vae"].get("scaling_factor", 0.18215))
+    return picture_probes(sizes.pixels) if name == "vae_encoder" else []
 
 
 def export_loop(checkpoint: Checkpoint, names: Collection[str], folder: Path) -> dict[str, Component]:

@@ -21,7 +21,6 @@ from .forms.editor import Editor
 from .precision import FLOAT, FLOAT16, LARGEST
 
 HEADROOM = 4  # inputs met later may be this much more extreme than the probes
-PROBE_CELLS = 24  # latent height and width of the probes: peaks depend on what is in a picture, hardly on its size
 
 
 def float32_values(model: ir.Model, probes: Sequence[Array]) -> frozenset[str]:
@@ -62,26 +61,6 @@ def peaks(model: ir.Model, probes: Sequence[Array]) -> dict[str, float]:
     session = _session(ir.to_proto(probed).SerializeToString())
     runs = [session.run([f"{name}/peak" for name in names], {source.name: probe}) for probe in probes]
     return {name: float(np.max([run[i] for run in runs])) for i, name in enumerate(names)}
-
-
-def latent_probes(channels: int, scaling_factor: float) -> list[Array]:
-    """Latents such as a decoder meets: noise of the latents' own deviation, and something smooth and strong."""
-    random = np.random.default_rng(0)
-    shape = (1, channels, PROBE_CELLS, PROBE_CELLS)
-    noise = random.standard_normal(shape, np.float32)
-    coarse = random.standard_normal((1, channels, 3, 3), np.float32)
-    smooth = coarse.repeat(PROBE_CELLS // 3, axis=2).repeat(PROBE_CELLS // 3, axis=3)
-    return [probe / np.float32(scaling_factor) for probe in (noise, 2 * smooth + np.float32(0.1) * noise)]
-
-
-def picture_probes(pixels: int) -> list[Array]:
-    """Pictures such as an encoder meets: noise, a gradient, black and white squares."""
-    side = PROBE_CELLS * pixels
-    noise = np.random.default_rng(0).uniform(-1, 1, (1, 3, side, side)).astype(np.float32)
-    ramp = np.linspace(-1, 1, side, dtype=np.float32)
-    gradient = np.broadcast_to(ramp, (1, 3, side, side)).copy()
-    squares = np.sign(np.sin(ramp * 20)[:, None] * np.sin(ramp * 20)) + 0 * gradient
-    return [noise, gradient, squares.astype(np.float32)]
 
 
 def _observe(editor: Editor) -> list[str]:

@@ -62,6 +62,21 @@ def staged(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: whatever happens, it is the old one or the new one, and the new one is on the disk."""
+    new_folders = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        _fsync(partial, os.O_RDWR)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    for folder in (path.parent, *(new.parent for new in new_folders)):
+        _fsync_folder(folder)
+
+
 def _beside(target: Path, what: str) -> Path:
     return target.parent / f".{target.name}.{what}"
 

@@ -40,8 +40,8 @@ OldCreation = enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH")
 MidCreation = enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
 NewCreation = enum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
 Previews = enum("PreviewFeature", "FASTER_DYNAMIC_SHAPES_0805", "DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805")
-OldLayers = enum("LayerType", "SHAPE", "OTHER")
-NewLayers = enum("LayerType", "SHAPE", "OTHER", "ATTENTION_INPUT")
+OldLayers = enum("LayerType", "SHAPE", "OTHER", "SOFTMAX")
+NewLayers = enum("LayerType", "SHAPE", "OTHER", "SOFTMAX", "ATTENTION_INPUT")
 
 
 class IProgressMonitor:
@@ -128,17 +128,21 @@ class Builder:
         return fake_plan(path, config.profile(), tensorrt=builders.library.version, gpu=gpu)
 
     def _progress(self, config: Config) -> bool:
-        """Phases as TensorRT has them; False if the monitor stopped the build."""
+        """Phases as TensorRT has them; False if the monitor stopped the build.  An exception in the monitor would end
+        the process."""
         monitor = config.progress_monitor
         if monitor is None:
             return True
-        monitor.phase_start("Building engine", None, 2)
-        monitor.phase_start("Tactic selection", "Building engine", 3)
-        for step in range(3):
-            if not monitor.step_complete("Tactic selection", step):
-                return False
-        monitor.phase_finish("Tactic selection")
-        monitor.phase_finish("Building engine")
+        try:
+            monitor.phase_start("Building engine", None, 2)
+            monitor.phase_start("Tactic selection", "Building engine", 3)
+            for step in range(3):
+                if not monitor.step_complete("Tactic selection", step):
+                    return False
+            monitor.phase_finish("Tactic selection")
+            monitor.phase_finish("Building engine")
+        except BaseException as error:
+            pytest.fail(f"terminate called after throwing {error!r}")
         return True
 
 
@@ -205,7 +209,8 @@ class Parser:
             self._check(index, node, number)
             kind = sys.modules["tensorrt"].LayerType
             attention = node.op_type == "Attention" and number >= SINCE["Attention"]
-            layer = Layer(node.name, kind.ATTENTION_INPUT if attention else kind.OTHER)
+            softmax = kind.SOFTMAX if node.op_type == "Softmax" else kind.OTHER
+            layer = Layer(node.name, kind.ATTENTION_INPUT if attention else softmax)
             self.network.layers.append(layer)
         self.network.inputs = list(self._inputs(model))
         self.network.path = Path(path)

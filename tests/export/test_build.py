@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -14,16 +16,21 @@ import pytest
 from fake_builder import FakeBuilders
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
+from sd_export import build as module
+from sd_export import build_check, build_publish
 from sd_export.build import build
 from sd_export.build_engine import Settings, build_engine
 from sd_export.build_failures import explain
-from sd_export.build_plan import FLOAT32, BuildRequest
+from sd_export.build_plan import FLOAT32, BuildRequest, plan_jobs
 from sd_export.cli import main
+from sd_export.pack import write_synced
 from sd_runtime.backends import TensorRTBackend
 from sd_runtime.bundle import Bundle
-from sd_runtime.errors import DependencyError, EngineError, ExportError
+from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sd_runtime.errors import DependencyError, EngineError, ExportError, OutOfMemoryError
 from sd_runtime.manifest import MANIFEST, Manifest, record_file
 from sd_runtime.pipeline import Pipeline
+from sd_runtime.tensor import Array
 
 SMALL = {"batches": (1,), "fallback": False}
 FORMS = {"8.5.3": "trt-legacy", "10.13.3": "trt-basic", "11.4.0": "trt"}
@@ -164,7 +171,7 @@ def test_another_precision_takes_the_place_of_the_first(bundle: Path, monkeypatc
     build(BuildRequest(bundle, precision="bf16", sizes=((64, 64),), **SMALL))
     (record,) = manifest_of(bundle).engines
     assert (record.precision, record.form) == ("bf16", "trt-bf16")
-    assert [path.name for path in bundle.rglob("*.plan")] == ["vae_decoder-64x64-batch-1.plan"]
+    assert [path.name.split(".")[0] for path in bundle.rglob("*.plan")] == ["vae_decoder-64x64-batch-1"]
 
 
 def test_an_interrupted_build_keeps_what_was_finished(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +185,6 @@ def test_an_interrupted_build_keeps_what_was_finished(bundle: Path, monkeypatch:
         finished.append(label)
         return real(label, *arguments)  # type: ignore[arg-type]
 
-    import sd_export.build as module
-
     real = module.build_engine
     monkeypatch.setattr(module, "build_engine", second)
     with pytest.raises(KeyboardInterrupt):
@@ -188,8 +193,47 @@ def test_an_interrupted_build_keeps_what_was_finished(bundle: Path, monkeypatch:
     Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("killed_at", ["manifest.json", "unlink"])
+def test_fault_15_killed_while_an_engine_is_replaced(
+    killed_at: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every moment all that the manifest names is there, as it was hashed; what is left over goes next time."""
+    only(bundle, "vae_decoder")
+    builders = machine(monkeypatch)
+    build(BuildRequest(bundle, **SMALL))
+    (before,) = manifest_of(bundle).engines
+    builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", "other")
+    with monkeypatch.context() as dying:
+        if killed_at == "unlink":
+            dying.setattr(build_publish, "remove_unnamed", interrupt)
+            dying.setattr(module, "remove_unnamed", lambda *_: None)
+        else:
+            write = build_publish.write_synced
+            kill = lambda path, data: interrupt() if path.name == killed_at else write(path, data)  # noqa: E731
+            dying.setattr(build_publish, "write_synced", kill)
+        with pytest.raises(KeyboardInterrupt):
+            build(BuildRequest(bundle, **SMALL), force=True)
+    opened = Bundle.open(bundle)
+    (record,) = opened.manifest.engines
+    opened.verify([record.path])
+    assert len(list(bundle.rglob("*.plan"))) == 2 and (record == before) == (killed_at == "manifest.json")
+    build(BuildRequest(bundle, **SMALL))
+    assert [path.relative_to(bundle).as_posix() for path in bundle.rglob("*.plan")] == [record.path]
+
+
+def test_what_is_published_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_synced(tmp_path / "engines" / "gpu" / "unet.plan", b"engine")
+    assert synced == [".unet.plan.partial", "gpu", "engines", tmp_path.name]
+
+
 def test_ctrl_c_stops_the_builder_itself(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT asks after each step whether to go on; an exception would be lost on its way through C++."""
+    """TensorRT asks after each step whether to go on; an exception in any call from C++ would end the process."""
     only(bundle, "pixels")
     builders = machine(monkeypatch)
     from sd_export import progress
@@ -204,15 +248,35 @@ def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+SPOILT = {"nan": float("nan"), "flat": 0.0, "red": 0.0, "drift": 1.3, "other": 1.0}  # factors of the result
+SPOILT_IF = {  # … where a measure of the input is beyond a limit; noise of deviation 1 does not reach 6
+    "hot": ("ReduceMax", "Greater", 6.0, float("nan")),
+    "large": ("Size", "Greater", 4.0 * 16 * 16, float("nan")),
+    "small": ("Size", "Less", 4.0 * 16 * 16, 1.3),
+}
+RED = np.reshape([0.9, -0.8, -0.8], (1, 3, 1, 1))
+
+
 def broken(path: Path, how: str) -> Path:
-    """The decoder's graph with its result spoiled."""
+    """The decoder's graph with its result spoiled: result · factor + colour."""
     model = onnx.load(path, load_external_data=False)
-    (result,) = model.graph.output
+    (source,), (result,) = model.graph.input, model.graph.output
     for node in model.graph.node:
         node.output[:] = [f"{name}/right" if name == result.name else name for name in node.output]
-    factor = {"nan": float("nan"), "flat": 0.0, "drift": 1.3}[how]
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"))
-    model.graph.node.append(onnx.helper.make_node("Mul", [f"{result.name}/right", "factor"], [result.name]))
+    measure, beyond, limit, wrong = SPOILT_IF.get(how, ("Size", "Greater", 0.0, SPOILT.get(how)))
+    numbers = {"limit": limit, "wrong": wrong, "one": 1.0, "colour": RED if how == "red" else 0.0}
+    for name, value in numbers.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node(measure, [source.name], ["measure"], **({"keepdims": 0} if how == "hot" else {})),
+            onnx.helper.make_node("Cast", ["measure"], ["measured"], to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node(beyond, ["measured", "limit"], ["spoilt"]),
+            onnx.helper.make_node("Where", ["spoilt", "wrong", "one"], ["factor"]),
+            onnx.helper.make_node("Mul", [f"{result.name}/right", "factor"], ["scaled"]),
+            onnx.helper.make_node("Add", ["scaled", "colour"], [result.name]),
+        ]
+    )
     spoiled = path.with_name(f"{how}.onnx")
     spoiled.write_bytes(model.SerializeToString())
     return spoiled
@@ -223,6 +287,8 @@ def broken(path: Path, how: str) -> Path:
     [
         ("nan", "vae_decoder 128x128 batch 1 gives NaN or infinity in 'sample'; build again; if it persists"),
         ("flat", "gives the same number everywhere in 'sample'"),
+        ("red", "gives the same number everywhere in 'sample'"),
+        ("hot", "gives NaN or infinity in 'sample'"),
         ("drift", r"differs from its ONNX graph in 'sample': got 3\.0e-01, accepted up to 1e-03"),
     ],
 )
@@ -235,28 +301,170 @@ def test_a_wrong_engine_is_refused(how: str, complaint: str, bundle: Path, monke
     assert not manifest_of(bundle).engines and not list(bundle.rglob("*.plan"))
 
 
-def test_a_slow_build_is_reported(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ("large", "vae_decoder dynamic gives NaN or infinity in 'sample' at its largest shapes"),
+        ("small", r"differs from its ONNX graph in 'sample' at its smallest shapes: got 3\.0e-01"),
+    ],
+)
+def test_a_dynamic_engine_is_tried_at_the_ends_of_its_range(
+    how: str, complaint: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(bundle, "vae_decoder")
+    monkeypatch.setattr("sd_export.build_plan.FALLBACK_PIXELS", (64, 192))
     builders = machine(monkeypatch)
-    builders.inspector = (
-        '{"Layers": [{"LayerType": "gemm", "Name": "_gemm_mha_v2_0x1", "TacticName": "_gemm_mha_v2"},'
-        ' {"LayerType": "kgen", "Name": "attentions.0/Attention/softmax", "TacticName": "__myl_MaxSubExpSum"},'
-        ' "names only"]}'
+    builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
+    with pytest.raises(ExportError, match=complaint):
+        build(BuildRequest(bundle))
+    assert [record.path.split("/")[-1].split(".")[0] for record in manifest_of(bundle).engines] == [
+        "vae_decoder-128x128-batch-1"
+    ]
+
+
+def test_what_is_too_large_for_the_gpu_is_told(bundle: Path) -> None:
+    (job,) = (
+        job for job in plan_jobs(manifest_of(bundle), BuildRequest(bundle), "11.4.0") if job.label == "unet dynamic"
     )
-    half = replace(manifest_of(bundle), precision="fp16")
-    (bundle / MANIFEST).write_bytes(half.to_bytes())
-    monkeypatch.setattr("sd_export.build_check.milliseconds", lambda *_: 10.0)
+
+    def engine(inputs: dict[str, Array]) -> dict[str, Array]:
+        if inputs["sample"].shape == job.profile["sample"].max:
+            raise OutOfMemoryError("out of memory")
+        return {"out_sample": inputs["sample"]}
+
+    found = build_check.check(job, engine, engine, 1.0, cheap=False)
+    assert found.error == 0 and found.remarks == (
+        "not tried at its largest shapes: the GPU's memory is too small for them",
+    )
+
+
+class Watched(OnnxRuntimeEngine):
+    """A reference, and those that are open."""
+
+    opened: ClassVar[list[dict[str, object]]] = []
+    shapes: ClassVar[list[tuple[int, ...]]] = []
+    alive = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        assert Watched.alive == 0, "two references at once"
+        super().__init__(*arguments, **options)
+        Watched.alive += 1
+        Watched.opened.append(options)
+
+    def run(self, feeds: Any) -> dict[str, Array]:
+        Watched.shapes.append(next(iter(feeds.values())).shape)
+        return super().run(feeds)
+
+    def close(self) -> None:
+        super().close()
+        Watched.alive -= 1
+
+
+def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the weights' size, gigabytes are copied; a whole batch's attentions fill as many; so do large shapes."""
+    only(bundle, "unet", "vae_decoder")
+    (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), precision="fp16").to_bytes())
+    monkeypatch.setattr("sd_export.build_plan.FALLBACK_PIXELS", (64, 192))
+    machine(monkeypatch)
+    monkeypatch.setattr(module, "OnnxRuntimeEngine", Watched)
+    Watched.opened.clear()
+    Watched.shapes.clear()
+    build(BuildRequest(bundle))
+    sizes = [(bundle / name / "model.safetensors").stat().st_size for name in ("unet", "vae_decoder")]
+    assert Watched.opened == [{"weights_size": size, "float16": True} for size in sizes * 2] and not Watched.alive
+    row, small = (1, 4, 16, 16), (1, 4, 8, 8)
+    assert Watched.shapes == [row] * 4 + [row, row, small] + [row, row, small, small]
+
+
+def sluggish(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
+    """How long the next engines take, in milliseconds."""
+    left = list(times)
+    monkeypatch.setattr("sd_export.build_check.milliseconds", lambda *_: left.pop(0))
+
+
+def half_unet(bundle: Path) -> None:
+    only(bundle, "unet")
+    (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), precision="fp16").to_bytes())
+
+
+INSPECTED = (
+    '{"Layers": [{"LayerType": "gemm", "Name": "_gemm_mha_v2_0x1", "TacticName": "_gemm_mha_v2"},'
+    ' {"LayerType": "kgen", "Name": "attentions.0/Attention/softmax", "TacticName": "__myl_MaxSubExpSum"},'
+    ' "names only"]}'
+)
+
+
+def test_a_slow_build_is_reported(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_unet(bundle)
+    builders = machine(monkeypatch)
+    builders.inspector = INSPECTED
+    sluggish(monkeypatch, 10.0, 14.0, 14.0, 14.0)
     build(BuildRequest(bundle, **SMALL))
     said = capsys.readouterr().err
     assert "10.00 ms a run" in said and "1 attentions fused" in said and "1 attentions are not fused" in said
-    monkeypatch.setattr("sd_export.build_check.milliseconds", lambda *_: 14.0)
+    build(BuildRequest(bundle, **SMALL), force=True)
+    assert "14.0 ms a run, where an earlier build took 10.0 ms: build it anew with --force" in capsys.readouterr().err
     build(BuildRequest(bundle, refittable=True, **SMALL))
-    assert "14.0 ms a run, where an earlier build took 10.0 ms: build again" in capsys.readouterr().err
+    assert "earlier build" not in capsys.readouterr().err  # as expected of a refittable one
+    manifest = manifest_of(bundle)
+    weights = bundle / "unet" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    refresh(bundle, manifest, "unet/model.safetensors")
+    monkeypatch.setattr(build_check, "check", lambda *_, **__: build_check.Findings(None, ()))
+    build(BuildRequest(bundle, **SMALL))
+    assert "earlier build" not in capsys.readouterr().err  # other weights
 
 
-def test_without_onnxruntime_engines_are_checked_for_nan_only(
+@pytest.mark.parametrize("version", FORMS)
+@pytest.mark.parametrize("inspector", ['{"Layers": []}', '{"Layers": null}', '{"Layers": ["a\\_b"', "[]"])
+def test_attention_that_is_nowhere_to_be_seen_is_reported(
+    version: str, inspector: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graph knows how many to expect; what the inspector says must not cost a build."""
+    half_unet(bundle)
+    builders = machine(monkeypatch, version)
+    builders.inspector = inspector
+    monkeypatch.setattr(build_check, "check", lambda *_, **__: build_check.Findings(None, ()))
+    sluggish(monkeypatch, 10.0)
+    build(BuildRequest(bundle, **SMALL))
+    assert "the engine's layers show no fused attentions, where the graph has 20:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((10.0, 20.0, 18.0), None),
+        (
+            (10.0, 45.0, 12.0),
+            "unet 128x128 batch 2 takes 45.0 ms a run, and unet 128x128 batch 1 10.0 ms for 0.5 times the work: build",
+        ),
+        ((30.0, 20.0, 18.0), "unet 128x128 batch 1 takes 30.0 ms a run, and unet dynamic 18.0 ms for 1 times the work"),
+        ((10.0, 20.0, 25.0), "unet dynamic takes 25.0 ms a run, and unet 128x128 batch 1 10.0 ms for 1 times the work"),
+        ((0.3, 0.9, 0.2), None),
+    ],
+)
+def test_engines_of_one_build_are_compared_with_one_another(
+    times: tuple[float, ...],
+    said: str | None,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A first build has no history."""
+    only(bundle, "unet")
+    machine(monkeypatch)
+    sluggish(monkeypatch, *times)
+    monkeypatch.setattr(build_check, "check", lambda *_, **__: build_check.Findings(None, ()))
+    build(BuildRequest(bundle, batches=(1, 2)))
+    printed = capsys.readouterr().err
+    assert (said or "") in printed and ("the work" in printed) == (said is not None)
+
+
+def test_without_onnxruntime_black_pictures_are_still_found(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     only(bundle, "vae_decoder", "pixels")
@@ -265,14 +473,19 @@ def test_without_onnxruntime_engines_are_checked_for_nan_only(
     def missing(*_: object, **__: object) -> None:
         raise DependencyError("no engine library is installed")
 
-    monkeypatch.setattr("sd_export.build.OnnxRuntimeEngine", missing)
+    monkeypatch.setattr(module, "OnnxRuntimeEngine", missing)
     build(BuildRequest(bundle, **SMALL))
     said = capsys.readouterr().err
     assert said.count("engines are not compared with their graphs: no engine library is installed") == 1
     assert said.count("not compared") == 3
-    builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", "nan")
-    with pytest.raises(ExportError, match="NaN"):
-        build(BuildRequest(bundle, refittable=True, **SMALL))
+    for how, complaint in (
+        ("nan", "NaN"),
+        ("flat", "the same number everywhere"),
+        ("red", "the same number everywhere"),
+    ):
+        builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
+        with pytest.raises(ExportError, match=complaint):
+            build(BuildRequest(bundle, refittable=True, **SMALL))
 
 
 def test_a_build_failure_names_layer_and_setting(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +563,24 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
             "--workspace",
         ),
         (
+            "Error Code 10: Internal Error (Could not find any implementation for node {ForeignNode[/down_blocks.0/"
+            "attentions.0/Constant + (Unnamed Layer* 12) [Shuffle].../Reshape_5]} due to insufficient workspace. See",
+            "scratch space is too small, at the layers from /down_blocks.0/attentions.0/Constant + "
+            "(Unnamed Layer* 12) [Shuffle] to /Reshape_5 (",
+            "--workspace",
+        ),
+        (
+            "Error Code 10: Internal Error (Could not find any implementation for node /conv1/Conv + PWN(/a.b/Sigmoid, "
+            "/Mul).)",
+            "no kernel for a layer, at /conv1/Conv + PWN(/a.b/Sigmoid, /Mul) (",
+            "--precision",
+        ),
+        (
+            "10: Could not find any implementation for node (Unnamed Layer* 7) [Shuffle] + /down.0/MatMul.\n",
+            "no kernel for a layer, at (Unnamed Layer* 7) [Shuffle] + /down.0/MatMul (",
+            "--precision",
+        ),
+        (
             "Skipping tactic 0 due to insuficient memory on requested size of 1170309120 detected for tactic 0.",
             "scratch space is too small (",
             "--workspace",
@@ -376,6 +607,29 @@ def test_the_command_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().err == "sd-export build: size: got big, accepted WIDTHxHEIGHT, such as 512x768\n"
     assert main(["build", str(bundle), "--workspace", "0"]) == 2
     assert main(["build", "nowhere"]) == 1
+
+
+def test_engines_are_chosen_while_exporting(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch)
+    built: list[BuildRequest] = []
+    monkeypatch.setattr("sd_export.stages.export", lambda *_, **__: bundle)
+    monkeypatch.setattr(module, "build", lambda request, **_: built.append(request))
+    engines = ["--size", "64x128", "--batch", "1,2", "--no-fallback", "--engine-precision", "bf16"]
+    assert main(["--model", "demo", "--tensorrt", *engines]) == 0
+    assert built == [BuildRequest(bundle, ((64, 128),), (1, 2), "bf16", fallback=False)]
+    assert main(["--model", "demo", "--tensorrt"]) == 0
+    assert built[1:] == [BuildRequest(bundle)]
+    capsys.readouterr()
+    for wrong, complaint in (
+        (engines, "flags for engines: accepted only together with --tensorrt"),
+        (["--tensorrt", "--size", "big"], "size: got big"),
+        (["--tensorrt", "--precision", "fp16", *engines], "bf16: got with --precision fp16, accepted a fp32 bundle"),
+    ):
+        assert main(["--model", "demo", *wrong]) == 2
+        assert complaint in capsys.readouterr().err
+    assert len(built) == 2
 
 
 @pytest.mark.parametrize("arguments", [["build", "somewhere"], ["--model", "demo", "--tensorrt"]])

@@ -9,8 +9,9 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from sd_export.overflow import HEADROOM, float32_values, latent_probes, peaks, picture_probes, require_finite
+from sd_export.overflow import HEADROOM, float32_values, peaks, require_finite
 from sd_export.precision import LARGEST, to_float16
+from sd_export.probes import latent_probes, picture_probes
 from sd_export.weights import save
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array
