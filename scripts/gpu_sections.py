@@ -97,17 +97,17 @@ def _components(
     settings: Settings, pipeline: Pipeline, label: str, library: str, cells: int, error: float
 ) -> Iterator[Row]:
     """Each network, run by `library`, against ONNX Runtime on the CPU, for latents of `cells` × `cells`."""
-    from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+    from sd_runtime.components import cpu_engine
 
     random = np.random.default_rng(0)
     for name in COMPONENTS:
         engine = pipeline.components.engine(name)
         if not settings.dry and ENGINES[library] != type(engine).__name__:
             raise SystemExit(f"{label}: {name} is run by {type(engine).__name__}, not by {library}")
-        graph = pipeline.bundle.component(name).graph()
+        component = pipeline.bundle.component(name)
+        graph = component.graph()
         feeds = {spec.name: _values(spec, cells, random) for spec in graph.inputs}
-        folder = pipeline.bundle.path(graph.path).parent
-        reference = OnnxRuntimeEngine(pipeline.bundle.read(graph.path), folder, graph.inputs, graph.outputs)
+        reference = cpu_engine(pipeline.bundle, component, graph)
         output = next(iter(graph.outputs)).name
         expected = reference.run(dict(feeds))[output]
         reference.close()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd_runtime.bundle import Bundle, find_bundle
+from sd_runtime.components import cpu_engine
 from sd_runtime.engines.cuda import Gpu
-from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sd_runtime.engines.tensorrt import TensorRT, current_target
 from sd_runtime.engines.tensorrt_engine import TensorRTEngine
 from sd_runtime.errors import DependencyError
@@ -176,17 +176,10 @@ class _Builder:
     def _reference(self, bundle: Bundle, job: Job) -> Iterator[build_check.Run | None]:
         """What the engine must agree with, on the CPU, opened as the runtime opens it; None, said once, where there is
         no ONNX Runtime."""
-        component, manifest = bundle.component(job.component), bundle.manifest
+        component = bundle.component(job.component)
         graph = component.graph("plain") if component.weights is not None else job.graph
         try:
-            reference = OnnxRuntimeEngine(
-                bundle.read(graph.path),
-                bundle.path(graph.path).parent,
-                graph.inputs,
-                graph.outputs,
-                weights_size=manifest.files[component.weights].size if component.weights is not None else 0,
-                float16=manifest.precision == "fp16",
-            )
+            reference = cpu_engine(bundle, component, graph)
         except DependencyError as error:
             if self._compares:
                 self._progress.note(f"engines are not compared with their graphs: {error}")

@@ -19,7 +19,7 @@ from .engines.device import DeviceEngine
 from .engines.onnxruntime import OnnxRuntimeEngine, has_cuda, import_onnxruntime
 from .engines.protocol import Engine
 from .errors import DependencyError, EngineError, OutOfMemoryError, UsageError
-from .manifest import EnginePrecision
+from .manifest import Component, EnginePrecision, Graph
 from .noise import NoiseSource
 from .notices import warn
 from .sampling import SamplingPlan
@@ -37,6 +37,19 @@ LOOP = ("unet", "plain"), ("sampler_step", "plain"), ("sampler_step", "guided")
 DECODER = ("vae_decoder", "plain"), ("pixels", "plain")
 
 Denoiser = Callable[[SamplingPlan, Array, Array, Guidance, NoiseSource], Generator[Step]]  # `denoise` without the UNet
+
+
+def cpu_engine(bundle: Bundle, component: Component, graph: Graph, threads: int | None = None) -> OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU for one of a component's graphs, whose weights were verified."""
+    return OnnxRuntimeEngine(
+        bundle.read(graph.path),
+        bundle.path(graph.path).parent,
+        graph.inputs,
+        graph.outputs,
+        weights_size=0 if component.weights is None else bundle.manifest.files[component.weights].size,
+        float16=bundle.manifest.precision == "fp16",
+        threads=threads,
+    )
 
 
 class Components:
@@ -149,24 +162,15 @@ class Components:
             return self._session(name, form)
 
     def _session(self, name: str, form: str) -> Engine:
-        component = self._bundle.component(name)
+        bundle, component = self._bundle, self._bundle.component(name)
         graph = component.graph(form)
-        weights = [] if component.weights is None else [component.weights]
-        self._bundle.verify(weights)
-        content, folder = self._bundle.read(graph.path), self._bundle.path(graph.path).parent
+        bundle.verify([] if component.weights is None else [component.weights])
         if self._gpu is not None and self._onnxruntime_has_cuda:
             from .engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
-            return OnnxRuntimeCudaEngine(self._gpu, content, folder, graph.inputs, graph.outputs)
-        return OnnxRuntimeEngine(
-            content,
-            folder,
-            graph.inputs,
-            graph.outputs,
-            threads=self._threads,
-            float16=self._bundle.manifest.precision == "fp16",
-            weights_size=sum(self._bundle.manifest.files[name].size for name in weights),
-        )
+            folder = bundle.path(graph.path).parent
+            return OnnxRuntimeCudaEngine(self._gpu, bundle.read(graph.path), folder, graph.inputs, graph.outputs)
+        return cpu_engine(bundle, component, graph, self._threads)
 
     def denoiser(self, guidance: Guidance) -> Denoiser:
         """The denoising loop: on the GPU if all that it takes is there and guidance is linear, else the host's."""

@@ -368,12 +368,15 @@ def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
     (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), precision="fp16").to_bytes())
     monkeypatch.setattr("sd_export.build_plan.FALLBACK_PIXELS", (64, 192))
     machine(monkeypatch)
-    monkeypatch.setattr(module, "OnnxRuntimeEngine", Watched)
+    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", Watched)
     Watched.opened.clear()
     Watched.shapes.clear()
     build(BuildRequest(bundle))
     sizes = [(bundle / name / "model.safetensors").stat().st_size for name in ("unet", "vae_decoder")]
-    assert Watched.opened == [{"weights_size": size, "float16": True} for size in sizes * 2] and not Watched.alive
+    assert (
+        Watched.opened == [{"weights_size": size, "float16": True, "threads": None} for size in sizes * 2]
+        and not Watched.alive
+    )
     row, small = (1, 4, 16, 16), (1, 4, 8, 8)
     assert Watched.shapes == [row] * 4 + [row, row, small] + [row, row, small, small]
 
@@ -473,7 +476,7 @@ def test_without_onnxruntime_black_pictures_are_still_found(
     def missing(*_: object, **__: object) -> None:
         raise DependencyError("no engine library is installed")
 
-    monkeypatch.setattr(module, "OnnxRuntimeEngine", missing)
+    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", missing)
     build(BuildRequest(bundle, **SMALL))
     said = capsys.readouterr().err
     assert said.count("engines are not compared with their graphs: no engine library is installed") == 1
