@@ -169,7 +169,14 @@ class Components:
             from .engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
             folder = bundle.path(graph.path).parent
-            return OnnxRuntimeCudaEngine(self._gpu, bundle.read(graph.path), folder, graph.inputs, graph.outputs)
+            return OnnxRuntimeCudaEngine(
+                self._gpu,
+                bundle.read(graph.path),
+                folder,
+                graph.inputs,
+                graph.outputs,
+                float16=component.weights is not None and bundle.manifest.precision == "fp16",
+            )
         return cpu_engine(bundle, component, graph, self._threads)
 
     def denoiser(self, guidance: Guidance) -> Denoiser:

@@ -34,6 +34,7 @@ class FakeOnnxRuntime:
 
     def __init__(self, gpu: FakeGpu) -> None:
         self.gpu, self.sessions = gpu, 0
+        self.tf32: dict[str, str] = {}  # of sessions, by the first output
         self.loads = True  # whether its CUDA libraries can be loaded
         self.no_cudnn = False
         self._real = onnxruntime.InferenceSession
@@ -58,6 +59,7 @@ class FakeOnnxRuntime:
         assert given.get("enable_cuda_graph", "0") == "0", "two libraries would capture one stream"
         self.sessions += 1
         session = self._real(with_functions(graph), options, providers=[CPU])
+        self.tf32[session.get_outputs()[0].name] = given["use_tf32"]
         return FakeSession(self, session, int(given["user_compute_stream"]))
 
 

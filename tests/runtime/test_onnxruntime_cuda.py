@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sd_runtime.engines.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from sd_runtime.engines.tensorrt_engine import TensorRTEngine
 from sd_runtime.errors import DependencyError, EngineError, OutOfMemoryError, UsageError
+from sd_runtime.manifest import MANIFEST, Manifest, Precision
 from sd_runtime.pipeline import Pipeline
 from test_tensorrt_pipeline import REQUEST, VERSION, assert_same_pictures, copy_with_engines, on_cpu
 
@@ -79,6 +82,21 @@ def test_a_graph_that_cannot_be_recorded_is_run_as_it_is(
     with Pipeline.load(demo_bundle, device="cuda") as pipeline:
         assert_same_pictures(pipeline(**REQUEST), on_cpu(demo_bundle))
     assert "the GPU is fed step by step instead, which is slower" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize(("precision", "networks"), [("fp32", "0"), ("fp16", "1")])
+def test_tensor_cores_are_for_float16_networks(
+    runtime: FakeOnnxRuntime, demo_bundle: Path, tmp_path: Path, precision: Precision, networks: str
+) -> None:
+    """Without use_tf32 even float16 convolutions are refused them; the sampler step stays float32 in any case."""
+    bundle = tmp_path / precision
+    shutil.copytree(demo_bundle, bundle)
+    manifest = Manifest.from_bytes((bundle / MANIFEST).read_bytes())
+    (bundle / MANIFEST).write_bytes(replace(manifest, precision=precision).to_bytes())
+    with Pipeline.load(bundle, device="cuda") as pipeline:
+        pipeline(**REQUEST | {"num_inference_steps": 1})
+    expected = dict.fromkeys(("last_hidden_state", "out_sample", "sample"), networks)
+    assert runtime.tf32 == expected | {"next_state": "0", "pixels": "0"}
 
 
 def test_guidance_rescale_runs_on_the_host_over_the_same_sessions(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:

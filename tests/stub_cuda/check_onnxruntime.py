@@ -10,6 +10,7 @@ and recorded.  Checked are, for every network of the bundle and the graphs aroun
 - what runs on the CPU is arithmetic of shapes;
 - network and sampler step are recorded as one CUDA graph, and the decoder as another, without copies of host memory,
   which may be another's by the time that the graph is launched;
+- float16 convolutions and attention may use tensor cores;
 - once a shape is known, a step is one graph launch, the host waits for it once, and nothing is allocated;
 - closing the pipeline gives everything back.
 """
@@ -91,11 +92,15 @@ def placements(root: Path) -> Iterator[tuple[str, bool]]:
 
 def loop(bundle: str) -> Iterator[tuple[str, bool]]:
     """What one picture costs, once its shape is known."""
+    from sd_runtime.bundle import Bundle
     from sd_runtime.pipeline import Pipeline
 
     driver = ctypes.CDLL("libcuda.so.1")
     driver.stub_count.argtypes, driver.stub_count.restype = [ctypes.c_char_p], ctypes.c_uint64
     driver.stub_live.restype = ctypes.c_size_t
+    cudnn = ctypes.CDLL("libcudnn.so.9")
+    if Bundle.open(Path(bundle)).manifest.precision == "fp16":
+        cudnn.stub_use_tensor_cores()
     counted = ("device", "pinned", "events", "launches", "kernels", "waits", "recorded copies")
 
     def counts() -> Counter[str]:
@@ -122,6 +127,7 @@ def loop(bundle: str) -> Iterator[tuple[str, bool]]:
         "the stub's included"
     )
     yield f"warnings: {warnings}", not warnings
+    yield "tensor cores are forbidden to float16", cudnn.stub_refused() == 0
     yield "a step is one graph launch", launches == 1
     yield "the host waits at most once a step", waits <= 1
     yield "copies from or to the host in a recording", not sum(counts["recorded copies"] for counts in found)

@@ -85,15 +85,30 @@ int cudnnGetReductionWorkspaceSize(void *handle, void *reduction, void *a, void 
     return cudnnGetReductionIndicesSize(handle, reduction, a, c, size);
 }
 
-/* The graph API: every operation is supported, by one engine without settings, which needs no workspace. */
-int cudnnBackendCreateDescriptor(int type, void **made) { (void)type; return make(made); }
+/* The graph API: every operation is supported, by one engine without settings, which needs no workspace and uses tensor
+   cores if a test says so.  Who forbids these is left without an engine then, and asks for heuristics again. */
+enum { HEURISTICS = 4, PLAN = 5 }; /* kinds of descriptors */
+static int tensor_cores, asked, planned;
+void stub_use_tensor_cores(void) { tensor_cores = 1; }
+int stub_refused(void) { return asked - planned; }
+int cudnnBackendCreateDescriptor(int type, void **made)
+{
+    asked += type == HEURISTICS;
+    planned += type == PLAN;
+    return make(made);
+}
 DROPS(cudnnBackendDestroyDescriptor) NOTHING(cudnnBackendSetAttribute) NOTHING(cudnnBackendFinalize)
 WORKS(cudnnBackendExecute)
 enum { HANDLE = 0, DATA_TYPE = 1, BOOLEAN = 2, INT64 = 3, DESCRIPTOR_TYPE = 15 };
-enum { CONFIG_DETAILS = 301, CONFIG_KNOBS = 302, ENGINE_KNOBS = 1302, ENGINE_LAST = 1305 };
+enum { CONFIG_DETAILS = 301, CONFIG_KNOBS = 302, ENGINE_KNOBS = 1302, ENGINE_NUMERICS = 1303, ENGINE_LAST = 1305 };
 int cudnnBackendGetAttribute(void *descriptor, int attribute, int type, int64_t wanted, int64_t *found, void *values)
 {
     (void)descriptor;
+    if (attribute == ENGINE_NUMERICS) { /* one note, 0: tensor cores */
+        if (found) *found = tensor_cores;
+        if (tensor_cores && wanted > 0 && values) memset(values, 0, 4);
+        return 0;
+    }
     int64_t count = attribute != CONFIG_DETAILS && attribute != CONFIG_KNOBS &&
                     (attribute < ENGINE_KNOBS || attribute > ENGINE_LAST);
     if (found) *found = count;

@@ -28,7 +28,6 @@ from .onnxruntime import CPU, CUDA, import_onnxruntime, open_session
 from .protocol import Feed, Placed
 
 OPTIONS = {
-    "use_tf32": "0",
     "enable_skip_layer_norm_strict_mode": "1",  # sums in float32
     "arena_extend_strategy": "kSameAsRequested",  # not twice as much each time
     "cudnn_conv_algo_search": "HEURISTIC",  # what is chosen by time may differ, and round differently, in each process
@@ -96,8 +95,10 @@ class OnnxRuntimeCudaEngine:
         folder: Path,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
+        *,
+        float16: bool = False,
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie.
+        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, and whether they are `float16`.
 
         EngineError: the graph does not load; DependencyError: CUDA's libraries do not."""
         self.device, self.inputs, self.outputs = gpu, inputs, outputs
@@ -106,7 +107,10 @@ class OnnxRuntimeCudaEngine:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        provider = (CUDA, OPTIONS | {"user_compute_stream": str(int(gpu.stream.handle))})
+        # Without TF32, ONNX Runtime forbids cuDNN its tensor cores altogether, to float16 convolutions too.  With it,
+        # what is float32 in a float16 network is rounded in products as float16 is.
+        own = {"use_tf32": "1" if float16 else "0", "user_compute_stream": str(int(gpu.stream.handle))}
+        provider = (CUDA, OPTIONS | own)
         self._session = open_session(graph, folder, inputs, outputs, options, [provider, CPU])
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
