@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sd_runtime.manifest import ComponentName
     from sd_runtime.tensor import TensorSpec
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMPT, SEED, GUIDANCE = "a large red star on a blue background", 5, 4.0
 COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder")
 ENGINES = {"tensorrt": "TensorRTEngine", "onnxruntime": "OnnxRuntimeCudaEngine"}
@@ -85,9 +84,10 @@ def _right(settings: Settings, bundle: Path, library: str, error: float, likenes
     from sd_runtime import Pipeline
 
     label = f"{bundle.name.replace('-tensorrt', '')}, {library}"
-    with nothing_else(label), Pipeline.load(bundle, device=settings.device) as pipeline:
+    with warnings_of(label) as warned, Pipeline.load(bundle, device=settings.device) as pipeline:
         yield from _components(settings, pipeline, label, library, 16, error)
         drawn = pipeline(PROMPT, seed=SEED, num_inference_steps=10, guidance_scale=GUIDANCE, scheduler="ddim")
+        yield from warned()
     if importlib.util.find_spec("diffusers"):
         theirs = _diffusers_picture(settings.device)
         yield Row(f"{label}: picture like diffusers'", decibels(drawn.images[0], theirs), "dB", likeness, at_least=True)
@@ -96,7 +96,9 @@ def _right(settings: Settings, bundle: Path, library: str, error: float, likenes
 def _components(
     settings: Settings, pipeline: Pipeline, label: str, library: str, cells: int, error: float
 ) -> Iterator[Row]:
-    """Each network, run by `library`, against ONNX Runtime on the CPU, for latents of `cells` × `cells`."""
+    """Each network, run by `library`, against ONNX Runtime on the CPU, if it is there; latents are `cells` × `cells`.
+
+    SystemExit: something else runs it."""
     from sd_runtime.components import cpu_engine
 
     random = np.random.default_rng(0)
@@ -104,6 +106,8 @@ def _components(
         engine = pipeline.components.engine(name)
         if not settings.dry and ENGINES[library] != type(engine).__name__:
             raise SystemExit(f"{label}: {name} is run by {type(engine).__name__}, not by {library}")
+        if importlib.util.find_spec("onnxruntime") is None:
+            continue
         component = pipeline.bundle.component(name)
         graph = component.graph()
         feeds = {spec.name: _values(spec, cells, random) for spec in graph.inputs}
@@ -117,21 +121,21 @@ def _components(
 
 
 @contextmanager
-def nothing_else(label: str) -> Iterator[None]:
-    """Fail where the runtime warns, of another library that stands in, for example: figures would be of something else.
-
-    SystemExit."""
+def warnings_of(label: str) -> Iterator[Callable[[], Iterator[Row]]]:
+    """A row for what the runtime warns of meanwhile, none of which is right: that another library stands in, say."""
     said: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("sd_runtime")
     logger.addHandler(handler)
+
+    def row() -> Iterator[Row]:
+        yield Row(f"{label}: warnings", len({*said}), "", 0)
+
     try:
-        yield
+        yield row
     finally:
         logger.removeHandler(handler)
-    if said:
-        raise SystemExit(f"{label}: {'; '.join(said)}")
 
 
 def _values(spec: TensorSpec, cells: int, random: np.random.Generator) -> Any:
@@ -153,6 +157,7 @@ def _diffusers_picture(device: str) -> Any:
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+    torch.backends.cudnn.allow_tf32 = False
     pipe = StableDiffusionPipeline.from_pretrained(DEMO).to(device, torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -167,27 +172,43 @@ def sd15_export(settings: Settings) -> Iterator[Row]:
     """Random weights: arithmetic takes as long on them as on any."""
     from sd_export.request import ExportRequest
     from sd_export.stages import export
-    from true_size import make_checkpoint
 
-    if not (settings.checkpoint / "model_index.json").exists():
-        make_checkpoint(settings.checkpoint)
+    checkpoint = _checkpoint(settings)
     start = time.perf_counter()
     precision: Literal["fp32", "fp16"] = "fp32" if settings.dry else "fp16"
-    export(ExportRequest(str(settings.checkpoint), output=settings.work / "sd15", precision=precision))
+    export(ExportRequest(str(checkpoint), output=settings.work / "sd15", precision=precision))
     yield Row("sd15: export", time.perf_counter() - start, "s")
 
 
 def sd15_onnxruntime(settings: Settings) -> Iterator[Row]:
-    yield from _fast(settings, settings.work / "sd15", "onnxruntime")
+    yield from _fast(settings, settings.work / "sd15", "onnxruntime", settings.batches)
 
 
 def sd15_tensorrt(settings: Settings) -> Iterator[Row]:
-    side, batches = settings.sides, ",".join(map(str, settings.batches))
+    yield from _built(settings, settings.batches[:1])
+
+
+def sd15_tensorrt_batch(settings: Settings) -> Iterator[Row]:
+    """Several pictures at once, for which engines of their own take as long to build."""
+    yield from _built(settings, settings.batches[1:])
+
+
+def _built(settings: Settings, batches: Sequence[int]) -> Iterator[Row]:
+    side, asked = settings.sides, ",".join(map(str, batches))
     bundle, seconds = _with_engines(
-        settings.work / "sd15", "--size", f"{side}x{side}", "--batch", batches, "--no-fallback"
+        settings.work / "sd15", "--size", f"{side}x{side}", "--batch", asked, "--no-fallback"
     )
-    yield Row("sd15, tensorrt: build", seconds, "s")
-    yield from _fast(settings, bundle, "tensorrt")
+    yield Row(f"sd15, tensorrt: build for batch {asked}", seconds, "s")
+    yield from _fast(settings, bundle, "tensorrt", batches)
+
+
+def _checkpoint(settings: Settings) -> Path:
+    """The large one, made when it is first needed."""
+    from true_size import make_checkpoint
+
+    if not (settings.checkpoint / "model_index.json").exists():
+        make_checkpoint(settings.checkpoint)
+    return settings.checkpoint
 
 
 def _with_engines(source: Path, *flags: str) -> tuple[Path, float]:
@@ -208,17 +229,19 @@ def _with_engines(source: Path, *flags: str) -> tuple[Path, float]:
     return bundle, time.perf_counter() - start
 
 
-def _fast(settings: Settings, bundle: Path, library: str) -> Iterator[Row]:
+def _fast(settings: Settings, bundle: Path, library: str, batches: Sequence[int]) -> Iterator[Row]:
+    """With the first batch: whether it is right, how it starts, and the decoder, too."""
     from sd_export.build_check import milliseconds
     from sd_runtime import Pipeline
     from sd_runtime.engines.device import DeviceEngine
 
-    label, side = f"sd15, {library}", settings.sides
-    yield Row(f"{label}: new process to picture on disk, {settings.steps[0]} steps", _cold(settings, bundle), "s")
+    label, side, first = f"sd15, {library}", settings.sides, batches[0] == settings.batches[0]
+    for which in ("first", "again") if first else ():
+        seconds = _cold(settings, bundle)
+        yield Row(f"{label}: new process to picture on disk, {settings.steps[0]} steps, {which}", seconds, "s")
     start = time.perf_counter()
-    with nothing_else(label), Pipeline.load(bundle, device=settings.device) as pipeline:
+    with warnings_of(label) as warned, Pipeline.load(bundle, device=settings.device) as pipeline:
         yield Row(f"{label}: load", time.perf_counter() - start, "s")
-        yield from _components(settings, pipeline, label, library, side // 8, 2e-2)
 
         def draw(steps: int, batch: int, scheduler: str | None = None) -> Any:
             return pipeline(
@@ -232,12 +255,15 @@ def _fast(settings: Settings, bundle: Path, library: str) -> Iterator[Row]:
                 scheduler=scheduler,
             )
 
-        draw(settings.steps[0], 1, "ddim").images[0].save(settings.work / f"sd15-{library}.png")
-        yield from latencies(settings, label, draw)
-        decoder = pipeline.components.engine("vae_decoder")
-        if isinstance(decoder, DeviceEngine):
-            latents = np.random.default_rng(0).standard_normal((1, 4, side // 8, side // 8), np.float32)
-            yield Row(f"{label}: VAE decoder, one picture", milliseconds(decoder, {"latent_sample": latents}), "ms")
+        if first:
+            yield from _components(settings, pipeline, label, library, side // 8, 2e-2)
+            draw(settings.steps[0], 1, "ddim").images[0].save(settings.work / f"sd15-{library}.png")
+            decoder = pipeline.components.engine("vae_decoder")
+            if isinstance(decoder, DeviceEngine):
+                latents = np.random.default_rng(0).standard_normal((1, 4, side // 8, side // 8), np.float32)
+                yield Row(f"{label}: VAE decoder, one picture", milliseconds(decoder, {"latent_sample": latents}), "ms")
+        yield from latencies(settings, label, draw, batches)
+        yield from warned()
 
 
 def _cold(settings: Settings, bundle: Path) -> float:
@@ -269,7 +295,7 @@ def diffusers_eager(settings: Settings) -> Iterator[Row]:
     from PIL import Image
 
     pipe = _pipe(settings)
-    own, pipe.scheduler = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config)
+    own, pipe.scheduler = pipe.scheduler, DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     theirs = _drawing(settings, pipe)(settings.steps[0], 1).images[0]
     for library in ENGINES:
         picture = settings.work / f"sd15-{library}.png"
@@ -281,19 +307,29 @@ def diffusers_eager(settings: Settings) -> Iterator[Row]:
 
 
 def torch_compile(settings: Settings) -> Iterator[Row]:
-    """As its users run it: channels last, max-autotune, batch 1 only, for every shape compiles anew."""
+    """Quickly compiled: CUDA graphs, but nothing tried out."""
+    yield from _compiled(settings, "reduce-overhead")
+
+
+def torch_compile_max(settings: Settings) -> Iterator[Row]:
+    """Compiled at leisure, which takes minutes."""
+    yield from _compiled(settings, "max-autotune")
+
+
+def _compiled(settings: Settings, mode: str) -> Iterator[Row]:
+    """As its users run it: channels last, batch 1 only, for every shape compiles anew."""
     import torch
 
     pipe = _pipe(settings)
     for network in (pipe.unet, pipe.vae):
         network.to(memory_format=torch.channels_last)
-    pipe.unet = torch.compile(pipe.unet, mode="max-autotune", fullgraph=True)
-    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="max-autotune", fullgraph=True)
-    draw = _drawing(settings, pipe)
+    pipe.unet = torch.compile(pipe.unet, mode=mode, fullgraph=True)
+    pipe.vae.decode = torch.compile(pipe.vae.decode, mode=mode, fullgraph=True)
+    draw, label = _drawing(settings, pipe), f"sd15, torch.compile {mode}"
     start = time.perf_counter()
     draw(settings.steps[0], 1)
-    yield Row("sd15, torch.compile: compilation", time.perf_counter() - start, "s")
-    yield from latencies(settings, "sd15, torch.compile", draw, batches=(1,))
+    yield Row(f"{label}: compilation", time.perf_counter() - start, "s")
+    yield from latencies(settings, label, draw, batches=(1,))
 
 
 def _pipe(settings: Settings) -> Any:
@@ -301,7 +337,7 @@ def _pipe(settings: Settings) -> Any:
     from diffusers import StableDiffusionPipeline
 
     dtype = torch.float32 if settings.dry else torch.float16
-    pipe = StableDiffusionPipeline.from_pretrained(settings.checkpoint, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(_checkpoint(settings), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(settings.device, dtype)
 

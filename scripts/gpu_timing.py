@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-DEMO = Path(__file__).resolve().parent.parent / "export" / "sd_export" / "demo_checkpoint"
+ROOT = Path(__file__).resolve().parent.parent
+MOST_RUNS = 100
+DEMO = ROOT / "export" / "sd_export" / "demo_checkpoint"
+
+
+def digest(*folders: str) -> str:
+    """Of the Python code in these folders of the repository."""
+    content = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            content.update(path.read_bytes())
+    return content.hexdigest()[:10]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where this code's bundles and results are kept, and whether this is only a rehearsal on a CPU."""
+    """Where everything is kept, and whether this is only a rehearsal on a CPU."""
 
-    work: Path
+    root: Path
     dry: bool
 
-    @property
-    def shared(self) -> Path:
-        """What does not depend on this project's code is kept here."""
-        return self.work.parent
+    @cached_property
+    def work(self) -> Path:
+        """Bundles and pictures of the code as it is."""
+        return self.root / f"{'rehearsal' if self.dry else 'bundles'}-{digest('runtime', 'export')}"
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -47,12 +59,12 @@ class Settings:
         """How long one latency may be measured: the one that promises are about long enough for a 99th percentile."""
         if self.dry:
             return 1.0
-        return 20.0 if (steps, batch) == (self.steps[-1], 1) else 4.0
+        return 45.0 if (steps, batch) == (self.steps[-1], 1) else 4.0
 
     @property
     def checkpoint(self) -> Path:
         """Of Stable Diffusion 1.5's sizes; the rehearsal makes do with the demo's."""
-        return DEMO if self.dry else self.shared / "checkpoint"
+        return DEMO if self.dry else self.root / "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -97,10 +109,10 @@ def latencies(
 
 
 def repeat(work: Callable[[], object], seconds: float) -> tuple[list[float], float]:
-    """Wall-clock times of 5 to 40 runs, and the mean processor time that this thread spent on one."""
+    """Wall-clock times of 5 to 100 runs, and the mean processor time that this thread spent on one."""
     times: list[float] = []
     begun, host = time.perf_counter(), time.thread_time()
-    while len(times) < 5 or (time.perf_counter() - begun < seconds and len(times) < 40):
+    while len(times) < 5 or (time.perf_counter() - begun < seconds and len(times) < MOST_RUNS):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)

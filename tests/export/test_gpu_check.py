@@ -6,13 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import gpu_check
 import pytest
-from gpu_check import bars, main, verdict
-from gpu_timing import Row, Settings, latencies
+from gpu_check import bars, elsewhere, main, wrong
+from gpu_timing import MOST_RUNS, Row, Settings, latencies
 
-H200 = {"gpu": "NVIDIA H200"}
+
+def verdict(done: dict[str, Any], gpu: str = "NVIDIA H200") -> list[str]:
+    return wrong({"gpu": gpu}, done, list(bars(done)))
 
 
 def run(work: Path, *flags: str) -> int:
@@ -91,12 +94,23 @@ def test_other_code_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert attempted == ["noise", "noise"]
 
 
+def test_promises_take_in_what_another_python_has_measured(tmp_path: Path) -> None:
+    """TensorRT's may not be the one that has torch."""
+    theirs = {"rows": [vars(Row("sd15, torch.compile max-autotune: 50 steps, batch 1", 0.7, "s"))], "why": ""}
+    machine = {"gpu": "NVIDIA H200", "code": "c0de", "python": "3.12"}
+    for name, of in (("one", machine), ("two", machine | {"gpu": "NVIDIA T4"}), ("three", machine | {"code": "other"})):
+        content = {"machine": of, "sections": {f"torch {name}": theirs}}
+        (tmp_path / f"results-{name}.json").write_text(json.dumps(content))
+    found = elsewhere(tmp_path / "results-mine.json", machine | {"python": "3.10"})
+    assert found == {"torch one of results-one": theirs}
+
+
 def test_promises_are_judged() -> None:
-    def done(**changed: float) -> dict[str, object]:
+    def done(**changed: float) -> dict[str, Any]:
         values = {"ours": 0.5, "p99": 0.52, "theirs": 0.7, "host": 0.4} | changed
         rows = [
             Row("sd15, tensorrt: 50 steps, batch 1", values["ours"], "s", runs=20, p95=0.51, p99=values["p99"]),
-            Row("sd15, torch.compile: 50 steps, batch 1", values["theirs"], "s"),
+            Row("sd15, torch.compile max-autotune: 50 steps, batch 1", values["theirs"], "s"),
             Row("sd15, tensorrt: host time of a step, batch 1", values["host"], "% of it"),
             Row("noise", 1.0, "", limit=changed.get("limit", 2.0)),
         ]
@@ -105,21 +119,21 @@ def test_promises_are_judged() -> None:
         return {"one": {"rows": [vars(row) for row in rows], "why": ""}}
 
     assert [round(value, 2) for _, value, _ in bars(done())] == [1.4, 0.4, 1.04]
-    assert not verdict(H200, done())
-    assert verdict(H200, done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over tensorrt's"]
-    assert verdict(H200, done(p99=0.6)) == ["tensorrt: 50 steps, batch 1: p99 over p50"]
-    assert verdict(H200, done(host=1.5)) == ["tensorrt: host time of a step, batch 1, in per cent of it"]
-    assert verdict(H200, done(limit=0.5)) == ["noise"]
+    assert not verdict(done())
+    assert verdict(done(theirs=0.55)) == ["50 steps, batch 1: torch.compile's time over tensorrt's"]
+    assert verdict(done(p99=0.6)) == ["tensorrt: 50 steps, batch 1: p99 over p50"]
+    assert verdict(done(host=1.5)) == ["tensorrt: host time of a step, batch 1, in per cent of it"]
+    assert verdict(done(limit=0.5)) == ["noise"]
     faster = done(faster=0.4)
     assert [round(value, 2) for _, value, _ in bars(faster)] == [1.75]
     assert next(bars(faster))[0] == "50 steps, batch 1: torch.compile's time over onnxruntime's"
-    assert not verdict({"gpu": "NVIDIA T4"}, done(theirs=0.55, p99=0.6, host=1.5)) and list(bars(done()))
-    assert verdict(H200, {"two": {"rows": [], "why": "failed with exit code 1; see above"}}) == ["two"]
+    assert not verdict(done(theirs=0.55, p99=0.6, host=1.5), "NVIDIA T4") and list(bars(done()))
+    assert verdict({"two": {"rows": [], "why": "failed with exit code 1; see above"}}) == ["two"]
 
 
 def test_a_step_is_the_difference_between_many_and_few(tmp_path: Path) -> None:
     drawn: list[tuple[int, int]] = []
     rows = list(latencies(Settings(tmp_path, dry=True), "x", lambda *call: drawn.append(call), batches=(1,)))
     assert {row.what for row in rows} >= {"x: 2 steps, batch 1", "x: 4 steps, batch 1"}
-    assert rows[0].runs == 40 and rows[0].p99 is not None and rows[0].p95 is not None
+    assert rows[0].runs == MOST_RUNS and rows[0].p99 is not None and rows[0].p95 is not None
     assert set(drawn) == {(2, 1), (3, 1), (4, 1)}
