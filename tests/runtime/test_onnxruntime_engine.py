@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from sd_runtime.engines import onnxruntime as backend
 from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from sd_runtime.errors import EngineError
+from sd_runtime.errors import EngineError, OutOfMemoryError
 from sd_runtime.tensor import Dim, TensorSpec
 
 X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
@@ -71,3 +73,34 @@ def test_corrupt_graph_and_missing_weights(tmp_path: Path) -> None:
     (tmp_path / "w.bin").unlink()
     with pytest.raises(EngineError, match="cannot load the graph"):
         OnnxRuntimeEngine(graph, tmp_path, (X,), (Y,))
+
+
+def test_ctrl_c_while_onnxruntime_is_imported_stays_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It catches whatever its own modules raise and raises an ImportError, as if it were not installed."""
+    source = """
+try:
+    raise KeyboardInterrupt
+except BaseException as error:
+    caught = error
+raise ImportError("cannot load its module") from caught
+"""
+    (tmp_path / "onnxruntime.py").write_text(source)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        backend.import_onnxruntime()
+
+
+def test_what_it_raises_is_not_logged_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = onnx.load_from_string(make_graph(tmp_path))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "wide"
+    wide = replace(X, shape=(Dim("batch", 1, 2, 4), Dim("wide", 1, 3, 9)))
+    engine = make_engine(tmp_path, graph=model.SerializeToString(), inputs=(wide,))
+    with pytest.raises(EngineError, match="the engine failed while running"):
+        engine.run({"x": np.zeros((1, 5), np.float32)})
+    assert not "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("said", ["std::bad_alloc", "Failed to allocate memory for requested buffer of size 9"])
+def test_running_out_of_memory_is_recognised(said: str) -> None:
+    assert isinstance(backend.translate(RuntimeError(said), "drawing"), OutOfMemoryError)

@@ -17,6 +17,7 @@ from ..tensor import Array, FeedCheck, TensorSpec
 from .protocol import Feed
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+SILENT = 4  # fatal errors only are logged: all others are raised, and what is said of them is ours to say
 PREPACK_LIMIT = 64 << 20  # bytes of weights up to which pre-packing costs too little to matter
 
 
@@ -24,13 +25,22 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from error
         raise DependencyError(
             "no engine library is installed",
             accepted="onnxruntime or onnxruntime-gpu",
             remedy='pip install "sd-lean[cpu]" (or "sd-lean[gpu]" for CUDA)',
         ) from error
-    onnxruntime.set_default_logger_severity(3)  # errors only: warnings about provider placement are not for users
+    onnxruntime.set_default_logger_severity(SILENT)
     return onnxruntime
+
+
+def interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: ONNX Runtime, while it is imported, makes an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def has_cuda() -> bool:
@@ -101,7 +111,7 @@ def open_session(
 ) -> Any:
     """An InferenceSession with the weights in `folder`.  EngineError: it cannot be loaded, or its inputs and outputs
     are not those of the manifest."""
-    options.log_severity_level = 3
+    options.log_severity_level = SILENT
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning steals shared cores
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
@@ -124,7 +134,7 @@ def translate(error: Exception, what: str) -> EngineError:
     text = str(error)
     if isinstance(error, EngineError):
         return error
-    signs = ("out of memory", "Failed to allocate", "bad allocation")
+    signs = ("out of memory", "Failed to allocate", "bad allocation", "bad_alloc")
     if isinstance(error, MemoryError) or any(sign in text for sign in signs):
         return OutOfMemoryError(
             f"{what}: out of memory ({one_line(text, 160)})", remedy="use a smaller batch or picture size"

@@ -24,7 +24,7 @@ from ..tensor import Array, FeedCheck, TensorSpec, check_feeds
 from .cuda import Gpu, shortened
 from .cuda_memory import GpuTensor, on_gpu
 from .device import DeviceTensor, placed
-from .onnxruntime import CPU, CUDA, import_onnxruntime, open_session
+from .onnxruntime import CPU, CUDA, SILENT, import_onnxruntime, open_session
 from .protocol import Feed, Placed
 
 OPTIONS = {
@@ -59,11 +59,7 @@ def _load_cuda_libraries() -> None:
                 ort.preload_dlls(directory=folder)
         with redirect_stdout(said):
             ort.preload_dlls()
-    ort.set_default_logger_severity(4)  # what it has to say is ours to say
-    try:
-        works, why = _probe(ort)
-    finally:
-        ort.set_default_logger_severity(3)
+    works, why = _probe(ort)
     if not works:
         failures = [line for line in said.getvalue().splitlines() if line.startswith("Failed")]
         why = shortened(why or "; ".join(failures)) or "it does not say why"
@@ -76,7 +72,7 @@ def _load_cuda_libraries() -> None:
 def _probe(ort: Any) -> tuple[bool, str]:
     """Whether a convolution runs on the GPU, and what ONNX Runtime says if not."""
     options, ones = ort.SessionOptions(), np.ones((1, 1, 3, 3), np.float32)
-    options.log_severity_level = 4
+    options.log_severity_level = SILENT
     try:
         session = ort.InferenceSession(PROBE, options, providers=[CUDA])
         session.run(None, {"x": ones, "w": ones})
