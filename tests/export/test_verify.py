@@ -404,7 +404,9 @@ def test_another_model_is_noted_and_does_not_fit(
         (["--against", "stored", "--bisect"], 1, "--bisect needs the checkpoint; name it with --against MODEL"),
         (["--against", "no/such\0model"], 2, "model: got"),
         (["--width", "65"], 2, "width: got 65, accepted multiples of 8"),
-        (["--html", "no/such/folder/report.html"], 2, "accepted a file in a folder that exists"),
+        (["--html", "no/such/folder/report.html"], 2, "No such file or directory; create the folder first"),
+        (["--json", "."], 2, "Is a directory; choose the name of a file"),
+        (["--against", "stored", "--html", "/dev/full"], 1, "cannot write '/dev/full': No space left on device"),
         (["--nonsense"], 2, "unrecognized arguments"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -36,6 +37,7 @@ from sd_runtime.denoise import Guidance
 from sd_runtime.device_loop import DeviceDenoiser
 from sd_runtime.errors import BundleError, SDError, UsageError
 from sd_runtime.manifest import Source
+from sd_runtime.reports import check_report, write_report
 from sd_runtime.request import Request, make_request
 from sd_runtime.schema import from_json
 from test_leanness import HELP, modules_after
@@ -348,7 +350,9 @@ def test_command(demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--batches", "0"], "batches: got"),
         (["--requests-per-second", "0"], "requests-per-second and duration"),
         (["--plot", "bench.png"], "plot: got bench.png, accepted a name that ends in .svg"),
-        (["--json", "no/such/folder/x.json"], "accepted a file in a folder that exists"),
+        (["--json", "no/such/folder/x.json"], "No such file or directory; create the folder first"),
+        (["--json", "."], "Is a directory; choose the name of a file"),
+        (["--plot", "x" * 300 + ".svg"], "File name too long; choose a shorter name"),
         (["--steps", "0"], "num_inference_steps: got 0"),
         (["--nonsense"], "unrecognized arguments"),
     ],
@@ -358,6 +362,33 @@ def test_what_cannot_be(
 ) -> None:
     assert main([str(demo_bundle), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_report_takes_the_last_one_s_place_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report, link = tmp_path / "bench.json", tmp_path / "latest.json"
+    link.symlink_to(report)
+    for text in ("first", "second ×"):
+        check_report(link)
+        write_report(link, text)
+        assert link.is_symlink() and report.read_text("utf-8") == text
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SDError, match="No space left on device; free space on that disk"):
+        write_report(report, "third")
+    assert report.read_text("utf-8") == "second ×"
+    assert sorted(tmp_path.iterdir()) == [report, link]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_report_to_a_device_leaves_the_device() -> None:
+    check_report(Path("/dev/full"))
+    with pytest.raises(SDError, match="cannot write '/dev/full': No space left on device"):
+        write_report(Path("/dev/full"), "text")
+    write_report(Path("/dev/null"), "text")
+    assert Path("/dev/null").is_char_device() and Path("/dev/full").is_char_device()
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -67,12 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from sd_runtime.bundle import Bundle, find_bundle
+    from sd_runtime.reports import check_report, write_report
 
     from .compare import compare, open_pipeline
 
     for path in (args.json, args.html):
-        if path is not None and not path.parent.is_dir():
-            raise UsageError("output", got=str(path), accepted="a file in a folder that exists")
+        if path is not None:
+            check_report(path)
     with open_pipeline(Bundle.open(find_bundle(args.bundle)), args.device) as pipeline:
         checkpoint = _checkpoint(args, pipeline.bundle)
         reference = _reference(args, pipeline, checkpoint)
@@ -82,11 +83,11 @@ def _run(args: argparse.Namespace) -> None:
     if not args.quiet:
         print(report.table())
     if args.json is not None:
-        args.json.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_report(args.json, json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n")
     if args.html is not None:
         from .html import page
 
-        args.html.write_text(page(report), encoding="utf-8")
+        write_report(args.html, page(report))
     report.raise_if_broken()
 
 

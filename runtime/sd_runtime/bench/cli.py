@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     _check_outputs(args)
     from ..bundle import Bundle, find_bundle
+    from ..reports import write_report
     from .benchmark import measure
 
     bundle = Bundle.open(find_bundle(args.bundle))
@@ -71,16 +72,18 @@ def _run(args: argparse.Namespace) -> None:
     if not args.quiet:
         print(report.table(results))
     if args.json is not None:
-        args.json.write_text(json.dumps(report.to_json(results), indent=1) + "\n", encoding="utf-8")
+        write_report(args.json, json.dumps(report.to_json(results), indent=1) + "\n")
     if args.plot is not None:
-        args.plot.write_text(report.plot(results), encoding="utf-8")
+        write_report(args.plot, report.plot(results))
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Before minutes are spent: that the files can be written."""
+    from ..reports import check_report
+
     for path in (args.json, args.plot):
-        if path is not None and not path.parent.is_dir():
-            raise UsageError("output", got=str(path), accepted="a file in a folder that exists")
+        if path is not None:
+            check_report(path)
     if args.plot is not None and args.plot.suffix.lower() != ".svg":
         raise UsageError("plot", got=str(args.plot), accepted="a name that ends in .svg")
 
