@@ -18,7 +18,10 @@ from pathlib import Path
 from sd_runtime.errors import ExportError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 @contextmanager
@@ -29,8 +32,9 @@ def locked(target: Path, notice: Callable[[str], None]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = _beside(target, "lock")
-    with _explained(target):
+    with _explained(target, errno.ENOENT):  # which /proc says
         target.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # filelock would wait for a file that cannot be made as for one that is locked
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
@@ -40,7 +44,8 @@ def locked(target: Path, notice: Callable[[str], None]) -> Iterator[None]:
     try:
         with suppress(OSError):
             path.write_text(str(os.getpid()))
-        _clean(target)
+        with _explained(target):
+            _clean(target)
         yield
     finally:
         lock.release()
@@ -93,6 +98,8 @@ def _clean(target: Path) -> None:
     if old.exists() and not target.exists():
         old.rename(target)
     for rest in (old, _beside(target, "partial")):
+        if rest.is_symlink() or rest.is_file():  # not ours: an export makes folders
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(rest))
         if rest.exists():
             shutil.rmtree(rest)
 
@@ -146,15 +153,20 @@ def _swap(first: Path, second: Path) -> bool:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """The operating system's refusals to write, as ExportErrors that say what to do."""
+def _explained(target: Path, *also: int) -> Iterator[None]:
+    """The operating system's refusals to write, and the errors `also`, as ExportErrors that say what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
             what = f"no space left to write {target} ({error.strerror})"
             raise ExportError(what, remedy="free some, or choose another place with --output") from error
-        if error.errno in _NOT_WRITABLE and error.filename and Path(error.filename).is_relative_to(target.parent):
-            what = f"cannot write {target} ({error.strerror})"
+        if error.errno in (*_NOT_WRITABLE, *also) and error.filename and _concerns(Path(error.filename), target):
+            what = f"cannot write {target} ({error.strerror}: {error.filename})"
             raise ExportError(what, remedy="choose another place with --output") from error
         raise
+
+
+def _concerns(path: Path, target: Path) -> bool:
+    """Whether `path` lies beside or in `target`, or is a folder on the way there."""
+    return path.is_relative_to(target.parent) or target.is_relative_to(path)

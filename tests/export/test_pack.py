@@ -185,3 +185,46 @@ def test_not_writable(tmp_path: Path) -> None:
 def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         publish(tmp_path / "demo", "first", fail=FileNotFoundError(errno.ENOENT, "gone", "elsewhere"))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, f"{'n' * 300}/demo"])
+def test_too_long_a_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ExportError, match=r"cannot write .*\(File name too long.*--output"):
+        publish(tmp_path / name, "first")
+
+
+@pytest.mark.parametrize(("what", "reason"), [("partial", "File exists"), ("old", "File exists")])
+def test_a_file_of_someone_else_is_left_where_an_export_works(tmp_path: Path, what: str, reason: str) -> None:
+    other = tmp_path / f".demo.{what}"
+    publish(tmp_path / "demo", "first")
+    other.write_text("precious")
+    with pytest.raises(ExportError, match=rf"cannot write .*demo \({reason}: .*\.demo\.{what}\); .*--output"):
+        publish(tmp_path / "demo", "second")
+    assert other.read_text() == "precious"
+    assert content(tmp_path / "demo") == {"first"}
+
+
+def test_a_folder_where_the_lock_goes(tmp_path: Path) -> None:
+    (tmp_path / ".demo.lock").mkdir()
+    with pytest.raises(ExportError, match=r"cannot write .*\(Is a directory: .*\.demo\.lock\); .*--output"):
+        publish(tmp_path / "demo", "first")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system on which nothing can be made")
+@pytest.mark.parametrize("name", ["x", "x/y/z"])
+def test_a_place_where_nothing_can_be_made_is_not_waited_for(name: str) -> None:
+    with pytest.raises(ExportError, match=rf"cannot write /proc/{name} \(.*--output"):
+        publish(Path("/proc") / name, "first")
+
+
+def test_a_folder_on_the_way_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = os.mkdir
+
+    def refuse(path: Path, *args: int) -> None:
+        if path == tmp_path / "a":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        mkdir(path, *args)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(ExportError, match=r"cannot write .*demo \(Permission denied: .*/a\); .*--output"):
+        publish(tmp_path / "a" / "b" / "demo", "first")
