@@ -7,18 +7,25 @@ memory-mapped, so their digest holds for the moment of opening.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterable
+import shlex
+import stat
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from .errors import BundleError
+from .errors import BundleError, one_line
 from .locations import bundle_home
 from .manifest import CHUNK, MANIFEST, Component, Manifest, hash_chunk
 
 EXPORT_HINT = "make one with: sd-export --model demo"
+_ABSENT: Final = (errno.ENOENT, errno.ENOTDIR)
+_NO_NAME: Final = (*_ABSENT, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,18 @@ class Bundle:
     def open(cls, root: Path) -> Bundle:
         """Read the manifest in `root`, check the file list.  BundleError names all files that are missing or wrong."""
         try:
-            manifest = Manifest.from_bytes((root / MANIFEST).read_bytes())
+            text = (root / MANIFEST).read_bytes()
         except FileNotFoundError as error:
-            raise BundleError("no bundle here", got=str(root), accepted=f"a folder with {MANIFEST}") from error
+            accepted = f"a folder with {MANIFEST}"
+            raise BundleError("no bundle here", got=str(root), accepted=accepted, remedy=EXPORT_HINT) from error
         except OSError as error:
-            raise BundleError(f"cannot read {root / MANIFEST} ({error.strerror})") from error
+            raise _unreadable(root / MANIFEST, error) from error
+        try:
+            manifest = Manifest.from_bytes(text)
+        except BundleError as error:
+            remedy = error.remedy or f"remove it and export it again to {_quoted(root)}"
+            what = f"bundle {root}: {error.what}"
+            raise BundleError(what, got=error.got, accepted=error.accepted, remedy=remedy) from error
         bundle = cls(root, manifest)
         bundle._check_sizes()
         return bundle
@@ -45,17 +59,24 @@ class Bundle:
         missing, wrong = [], []
         for name, record in self.manifest.files.items():
             path = self.path(name)
-            if not path.is_file():
+            with _readable(path):
+                status = _status(path)
+            if status is None or not stat.S_ISREG(status.st_mode):
                 missing.append(name)
-            elif path.stat().st_size != record.size:
-                wrong.append(f"{name} ({path.stat().st_size} bytes, declared {record.size})")
+            elif status.st_size != record.size:
+                wrong.append(f"{name} ({status.st_size} bytes, declared {record.size})")
         if missing or wrong:
             problem = f"missing {', '.join(missing)}" if missing else f"truncated or changed: {', '.join(wrong)}"
             raise BundleError(f"bundle {self.root}: {problem}", remedy=self.export_again)
 
     @property
     def export_again(self) -> str:
-        return f"export it again: sd-export --model {self.manifest.source.id} --force"
+        return self._export("export it again")
+
+    def _export(self, what: str) -> str:
+        """The manifest has only the name of what the bundle was made from, not the place."""
+        made_from = one_line(self.manifest.source.id)
+        return f"{what}, from {made_from}: sd-export --model … --force --output {_quoted(self.root)}"
 
     def component(self, name: str) -> Component:
         """BundleError says which components the bundle does have."""
@@ -63,7 +84,7 @@ class Bundle:
             raise BundleError(
                 f"bundle {self.root.name} has no {name}",
                 got=", ".join(self.manifest.components),
-                remedy=f"export it with this component: sd-export --model {self.manifest.source.id} --force",
+                remedy=self._export("export it with this component"),
             )
         return self.manifest.components[name]
 
@@ -72,8 +93,9 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"bundle {self.root.name} has no file {name}", remedy=self.export_again)
         path = self.root / name
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise BundleError(f"{name} in bundle {self.root} leads out of the bundle", got=str(path.resolve()))
+        real = Path(os.path.realpath(path))  # unlike Path.resolve, it takes links that lead in a circle
+        if not real.is_relative_to(os.path.realpath(self.root)):
+            raise BundleError(f"{name} in bundle {self.root} leads out of the bundle", got=str(real))
         return path
 
     def under(self, folder: str) -> dict[str, str]:
@@ -84,7 +106,9 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file, verified on all cores; what is returned is what was hashed."""
-        data = self.path(name).read_bytes()
+        path = self.path(name)
+        with _readable(path):
+            data = path.read_bytes()
         view, starts = memoryview(data), range(0, max(len(data), 1), CHUNK)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(lambda start: hashlib.sha256(view[start : start + CHUNK]).hexdigest(), starts)
@@ -97,7 +121,9 @@ class Bundle:
             work = {n: range(0, max(self.manifest.files[n].size, 1), CHUNK) for n in names}
             found = {n: [pool.submit(hash_chunk, self.path(n), start) for start in w] for n, w in work.items()}
             for name, futures in found.items():
-                self._compare(name, tuple(f.result() for f in futures))
+                with _readable(self.root / name):
+                    digests = tuple(f.result() for f in futures)
+                self._compare(name, digests)
 
     def _compare(self, name: str, digests: tuple[str, ...]) -> None:
         expected = self.manifest.files[name].sha256
@@ -114,10 +140,11 @@ def find_bundle(name: str | None) -> Path:
     """A bundle's folder from a path or the name of an exported model; `None` means the only one there is.
 
     BundleError lists the names that exist."""
-    if name is not None and (Path(name) / MANIFEST).is_file():
+    if name is not None and _is_bundle(Path(name)):
         return Path(name)
     home = bundle_home()
-    known = sorted(p.parent.name for p in home.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
+    with _readable(home):
+        known = sorted(p.parent.name for p in home.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
     if name is None:
         if len(known) == 1:
             return home / known[0]
@@ -128,4 +155,40 @@ def find_bundle(name: str | None) -> Path:
     if simple in known:
         return home / simple
     exported = f"exported: {', '.join(known)}, or a bundle's folder" if known else "a bundle's folder"
-    raise BundleError("unknown model", got=name, accepted=exported, remedy=f"sd-export --model {name}")
+    raise BundleError("unknown model", got=name, accepted=exported, remedy=f"sd-export --model {one_line(name)}")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """False for what cannot be a folder's name, too; BundleError for a folder that may not be read."""
+    with _readable(folder):
+        status = _status(folder / MANIFEST, _NO_NAME)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def _status(path: Path, absent: tuple[int, ...] = _ABSENT) -> os.stat_result | None:
+    """None where there is no such file: the system's error is one of `absent`."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in absent:
+            return None
+        raise
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """The system's errors as ours."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    remedy = "allow yourself to read it (chmod, chown)" if refused else "check that name and its disk"
+    return BundleError(f"cannot read {path}", got=error.strerror or type(error).__name__, remedy=remedy)
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

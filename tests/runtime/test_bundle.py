@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +69,8 @@ def test_round_trip(root: Path) -> None:
 def test_all_missing_files_in_one_error(root: Path) -> None:
     for name in ("unet/model.onnx", "empty"):
         (root / name).unlink()
-    with pytest.raises(BundleError, match=r"missing unet/model\.onnx, empty.*sd-export --model owner/model --force"):
+    remedy = rf"export it again, from owner/model: sd-export --model … --force --output {root}$"
+    with pytest.raises(BundleError, match=rf"missing unet/model\.onnx, empty; {remedy}"):
         Bundle.open(root)
 
 
@@ -134,7 +137,7 @@ def test_other_schema_version(root: Path) -> None:
 
 def test_unknown_component_and_form(root: Path) -> None:
     bundle = Bundle.open(root)
-    with pytest.raises(BundleError, match="has no vae_encoder"):
+    with pytest.raises(BundleError, match=r"has no vae_encoder: got unet; export it with this component, from"):
         bundle.component("vae_encoder")
     with pytest.raises(BundleError, match="got fast, accepted plain"):
         bundle.component("unet").graph("fast")
@@ -157,3 +160,66 @@ def test_find_by_name_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_folder_without_manifest(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle here"):
         Bundle.open(tmp_path)
+
+
+# ---- what cannot be read (the tests may run as root, who may read everything) ----------------------------------------
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+    """Lets a method of Path fail for one path."""
+
+    def patch(method: str, refused: Path) -> None:
+        original = getattr(Path, method)
+
+        def replacement(path: Path, *arguments: object, **options: object) -> object:
+            if path == refused:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, method, replacement)
+
+    return patch
+
+
+@pytest.mark.parametrize("name", ["unet/model.onnx", "empty", MANIFEST])
+def test_unreadable_files(root: Path, name: str, refuse: Callable[[str, Path], None]) -> None:
+    message = rf"^cannot read {root / name}: got Permission denied; allow yourself to read it"
+    bundle = Bundle.open(root)
+    refuse("open", root / name)
+    refuse("read_bytes", root / name)
+    if name == MANIFEST:
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(root)
+        return
+    for check in (lambda: bundle.verify(FILES), lambda: bundle.read(name)):
+        with pytest.raises(BundleError, match=message):
+            check()
+
+
+def test_unreadable_folder_in_a_bundle(root: Path, refuse: Callable[[str, Path], None]) -> None:
+    refuse("stat", root / "unet/model.onnx")
+    with pytest.raises(BundleError, match=r"^cannot read .*unet/model\.onnx: got Permission denied; allow"):
+        Bundle.open(root)
+
+
+def test_unreadable_model(root: Path, refuse: Callable[[str, Path], None]) -> None:
+    refuse("stat", root / MANIFEST)
+    with pytest.raises(BundleError, match=rf"^cannot read {root}: got Permission denied; allow"):
+        find_bundle(str(root))
+
+
+def test_links_in_a_circle(root: Path) -> None:
+    (root / "empty").unlink()
+    (root / "empty").symlink_to("empty")
+    with pytest.raises(BundleError, match=r"^cannot read .*empty: got Too many levels of symbolic links"):
+        Bundle.open(root)
+
+
+def test_names_that_no_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path))
+    with pytest.raises(BundleError, match=r"^unknown model: got m{79}…, accepted .*; sd-export --model m{79}…$"):
+        find_bundle("m" * 300)
+    monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path / ("h" * 300)))
+    with pytest.raises(BundleError, match="hhh"):  # unreadable or, to later Pythons, empty
+        find_bundle(None)
