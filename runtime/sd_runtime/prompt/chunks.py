@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from .tokenizer import Tokenizer
 from .weights import BREAK, Fragment
 
@@ -56,17 +56,19 @@ def tokenize_prompt(
     `vectors` says which ids stand for several vectors, and how many: id, id + 1, …  A token's vectors stay together.
     UsageError for a prompt of more than MAX_CHUNKS chunks.
     """
+    fragments = list(fragments)
     sections = list(_sections(tokenizer, fragments, vectors))
     if truncate:
         return _truncated(tokenizer, [token for section in sections for token in section])
     (comma,) = tokenizer.encode(",")[-1:]
     filled = [rows for section in sections for rows in _fill(section, comma)]
     if len(filled) > MAX_CHUNKS:
+        beginning = one_line("".join(text for text, _ in fragments).lstrip(), limit=30)
         raise UsageError(
             "prompt",
             got=f"{sum(map(len, filled))} tokens in {len(filled)} chunks",
             accepted=f"at most {MAX_CHUNKS} chunks of {ROOM} tokens",
-            remedy="shorten it, or let it be truncated",
+            remedy=f"shorten {beginning!r} or let it be truncated (--truncate)",
         )
     return TokenizedPrompt(tuple(_chunk(tokenizer, rows) for rows in filled))
 
