@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,9 +210,36 @@ def test_files_of_other_forms(tmp_path: Path, tensors: dict[str, torch.Tensor], 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(b"")
-    for path in (tmp_path / "x.pt", tmp_path / "missing.safetensors"):
-        with pytest.raises(UsageError, match=r"textual inversion: got .*, accepted a \.safetensors file; convert"):
-            load_textual_inversion(path)
+    with pytest.raises(UsageError, match=r"textual inversion: got .*, accepted a \.safetensors file; convert"):
+        load_textual_inversion(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing.safetensors", "No such file or directory"),
+        ("x" * 300 + ".safetensors", "File name too long"),
+        ("file/x.safetensors", "Not a directory"),
+    ],
+)
+def test_files_that_cannot_be(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=rf"^textual inversion: cannot read .*: {reason}; check its name"):
+        load_textual_inversion(tmp_path / name)
+
+
+def test_a_folder_and_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "x.safetensors"
+    folder.mkdir()
+    with pytest.raises(UsageError, match="file, not a folder or device"):
+        load_textual_inversion(folder)
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UsageError, match="Permission denied; check its name, and that you may read its folder"):
+        load_textual_inversion(folder)
 
 
 def test_damaged_file(tmp_path: Path) -> None:

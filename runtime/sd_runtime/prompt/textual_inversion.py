@@ -9,6 +9,7 @@ look-up of token embeddings (form "embeds"), and the look-up is done here, in a 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..safetensors import open_safetensors
 from ..tensor import Array, all_finite
 from .chunks import ROOM
@@ -29,14 +30,15 @@ AUTOMATIC1111_KEY = "emb_params"  # its files do not say the word; it is the fil
 def load_textual_inversion(path: Path, token: str | None = None) -> tuple[str, Array]:
     """The word and its vectors (k, D) float32 in a .safetensors of diffusers or AUTOMATIC1111.
 
-    `token` overrides the word.  UsageError: no such file, or not of these forms; BundleError: damaged."""
-    if path.suffix != ".safetensors" or not path.is_file():
+    `token` overrides the word.  UsageError: no such file, or not of these forms; BundleError: damaged or unreadable."""
+    if path.suffix != ".safetensors":
         raise UsageError(
             "textual inversion",
             got=str(path),
             accepted="a .safetensors file",
             remedy="convert .pt and .bin files first: loading them can run code",
         )
+    _check_is_file(path)
     tensors = open_safetensors(path)
     if len(tensors) != 1:
         raise UsageError(
@@ -53,6 +55,17 @@ def load_textual_inversion(path: Path, token: str | None = None) -> tuple[str, A
     if not all_finite(vectors):
         raise UsageError(f"{path.name}: {name}", got="NaN or infinity", accepted="finite numbers")
     return token or (path.stem if name == AUTOMATIC1111_KEY else name), vectors
+
+
+def _check_is_file(path: Path) -> None:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError("textual inversion", got=str(path), accepted="a .safetensors file, not a folder or device")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        what = f"textual inversion: cannot read '{one_line(str(path))}': {reason}"
+        remedy = "check its name, and that you may read its folder"
+        raise UsageError(what, remedy=remedy) from error
 
 
 @dataclass(frozen=True)
