@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,7 @@ class Progress:
     """Reports to `stream` (stderr unless said otherwise); `quiet` says nothing but notes."""
 
     def __init__(self, stages: int = 0, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream: TextIO | None = stream if stream is not None else sys.stderr  # None where the caller closed it
         self._quiet, self._stages = quiet, stages
         self._bar: Any = None
         self._told = 0.0  # when the last line was said
@@ -31,7 +31,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         LOGGER.addHandler(self._notices)
-        if not self._quiet and self._stream.isatty():
+        if not self._quiet and self._stream is not None and self._stream.isatty():
             from tqdm import tqdm
 
             style = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}]"
@@ -82,8 +82,9 @@ class Progress:
     def _write(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
+        elif self._stream is not None:
+            with suppress(OSError):  # nobody listens
+                print(text, file=self._stream, flush=True)
 
     @contextmanager
     def _ticking(self, what: str) -> Iterator[None]:

@@ -9,10 +9,12 @@ SD_DEBUG=1 in the environment shows the traceback of any error.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .errors import SDError, one_line
 from .notices import muted
@@ -23,15 +25,16 @@ INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
 
 def run(program: str, command: Callable[[], None]) -> int:
     """Run `command` and return the process's exit code; whatever it raises is reported on stderr under `program`."""
+    _prepare_streams()
     try:
         command()
-        sys.stdout.flush()
+        with stdout_errors():
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         return _fail(program, "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; let that go nowhere instead of failing again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return BROKEN_PIPE
     except SDError as error:
         return _fail(program, one_line(str(error), limit=2000), error.exit_code)
@@ -58,9 +61,46 @@ def run_parsed(
     return run(program, parsed)
 
 
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """Around writing to stdout.  SDError: it cannot be written; what follows is dropped, so that this is said once."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_stdout()
+        raise SDError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def tell(message: str) -> None:
+    """Write a line to stderr; where that fails, nobody listens, and the work goes on."""
+    with suppress(OSError):
+        print(message, file=sys.stderr)
+
+
+def _prepare_streams() -> None:
+    """Let every name be printed, and everything go nowhere that goes to a stream that our caller closed."""
+    if sys.stdout is None or sys.stderr is None:
+        # The next file to be opened would get the number of the closed stream, and what libraries write to that one.
+        while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        sys.stdout = sys.stdout or os.fdopen(nowhere, "w", closefd=False)
+        sys.stderr = sys.stderr or os.fdopen(nowhere, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_stdout() -> None:
+    """The interpreter flushes stdout once more at exit; let that go nowhere instead of failing again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(program: str, message: str, code: int) -> int:
     """Say `message` on stderr, with the traceback first if the user asked for it."""
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
-        traceback.print_exc()
-    print(f"{program}: {message}", file=sys.stderr)
+        with suppress(OSError):
+            traceback.print_exc()
+    tell(f"{program}: {message}")
     return code

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sd_runtime.console import run
@@ -67,3 +69,67 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         chatty.stdout.close()
         assert chatty.wait(10) == 141
         assert chatty.stderr.read() == b""
+
+
+SAY = "import os, sys; from sd_runtime.console import run, stdout_errors, tell\nsys.exit(run('sd-test', lambda: {}))"
+
+
+def shell(redirection: str, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program whose command is the expression `command`, started by a shell with a redirection."""
+    arguments = ["sh", "-c", f'exec "$0" -W error -c "$1" {redirection}', sys.executable, SAY.format(command)]
+    return subprocess.run(arguments, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
+    """And what goes to their numbers does not end in a file that was opened since."""
+    path = tmp_path / "picture"
+    command = (
+        f"[print('out', flush=True), tell('err'), sys.stderr.isatty(), file := open({str(path)!r}, 'w'),"
+        " os.write(1, b'x'), os.write(2, b'x'), file.close()]"
+    )
+    done = shell(closed, command)
+    assert done.returncode == 0
+    assert done.stdout == ("" if closed.count(">&-") > closed.count("2>&-") else "out\nx")
+    assert done.stderr == ("" if "2>&-" in closed else "err\nx")
+    assert path.read_bytes() == b""
+
+
+def test_a_closed_stderr_keeps_the_exit_code() -> None:
+    assert shell("2>&-", "1 / 0").returncode == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1"])
+def test_any_name_can_be_printed(encoding: str) -> None:
+    done = shell("", r"[print('\u2605'), tell('\u2605')]", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\\u2605\n", "\\u2605\n")
+
+
+full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
+
+
+@full
+@pytest.mark.parametrize(
+    "command", ["print(1)", "print('x' * 100_000)", "[stdout_errors().__enter__(), print('x', flush=True)]"]
+)
+def test_stdout_on_a_full_disk(command: str) -> None:
+    done = shell(">/dev/full", command)
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@full
+@pytest.mark.parametrize(("variable", "value"), [("SD_DEBUG", ""), ("SD_DEBUG", "1")])
+def test_stderr_on_a_full_disk_keeps_the_exit_code(variable: str, value: str) -> None:
+    usage = "exec('from sd_runtime.errors import UsageError; raise UsageError(chr(97))')"
+    assert shell("2>/dev/full", usage, **{variable: value}).returncode == 2
+    assert shell("2>/dev/full", "tell('x')", **{variable: value}).returncode == 0
+
+
+@full
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_progress_of_an_export_that_nobody_hears(redirection: str) -> None:
+    inside = "from sd_export.progress import Progress\nwith Progress(1) as progress: progress.note(chr(97))"
+    assert shell(redirection, f"exec({inside!r})").returncode == 0
+    alone = ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, f"{inside}\nprint(1)"]
+    assert subprocess.run(alone, capture_output=True, text=True).stdout == "1\n"
