@@ -14,7 +14,7 @@ from sd_runtime.errors import ExportError, one_line
 from sd_runtime.manifest import Source
 
 from . import hub, single_file
-from .checkpoint import TAESD, Checkpoint, Config, hash_files
+from .checkpoint import TAESD, Checkpoint, Config, hash_files, readable
 from .folder import PICKLES, read_json, refuse_pickle, weights_name
 from .header import tensor_shapes
 from .resolve import existing, fetch
@@ -58,6 +58,7 @@ class _Autoencoder:
     prefix: str | None = None
 
 
+@readable()
 def with_vae(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Checkpoint:
     """`checkpoint` with the VAE named by `model` instead of its own.  UsageError, ExportError: as resolve_checkpoint;
     or if the two do not share a latent space's shape."""
@@ -68,6 +69,7 @@ def with_vae(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Chec
     return _with_part(checkpoint, "vae", found)
 
 
+@readable()
 def with_taesd(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Checkpoint:
     """`checkpoint` with the tiny autoencoder named by `model` beside its own VAE; errors as `with_vae`."""
     path = existing(TAESD, model, FOLDER_OR_ID)

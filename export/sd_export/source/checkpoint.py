@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sd_runtime.errors import ExportError, one_line
 from sd_runtime.manifest import Source
 
 Config = Mapping[str, Any]
@@ -41,6 +43,18 @@ class Checkpoint:
     files: Mapping[str, str]
     prefixes: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Source] = field(default_factory=dict)
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """The operating system's refusals to read a file or a folder, as ExportErrors that name it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        what = f"{one_line(error.filename, 400)} cannot be read ({error.strerror})"
+        raise ExportError(what, remedy="check its permissions, and that it is on a disk that works") from error
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from sd_runtime.schema import parse_json
 from . import tokenizer
 from .architecture import check_networks, check_pipeline, has_safety_checker
 from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config
+from .usable import check_usable
 
 MODEL_INDEX = "model_index.json"
 CONFIGS = {network: f"{network}/config.json" for network in NETWORKS} | {"scheduler": "scheduler/scheduler_config.json"}
@@ -130,6 +131,7 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
     architecture = check_networks(model, configs)
     files = {name: _read(folder / name, TOKENIZER_LIMIT) for name in TOKENIZER if name in names}
     vocabulary = tokenizer.complete({name.split("/")[1]: text for name, text in files.items()}, str(folder))
+    check_usable(model, configs, vocabulary)
     read = (MODEL_INDEX, *wanted.values(), *files)
     return FolderConfigs(model_index, configs, vocabulary, architecture, read)
 

@@ -11,7 +11,7 @@ from sd_runtime.errors import UsageError
 from . import hub, single_file, tokenizer
 from . import stable_diffusion_1 as sd1
 from .architecture import check_networks
-from .checkpoint import NETWORKS, Checkpoint, hash_files
+from .checkpoint import NETWORKS, Checkpoint, hash_files, readable
 from .folder import PICKLES, PipelineFiles, list_names, read_configs, refuse_pickle, weight_names
 from .header import tensor_shapes
 
@@ -22,6 +22,7 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?",
 ACCEPTED = "demo, a folder in diffusers layout, a .safetensors file, or a hub id such as owner/name"
 
 
+@readable()
 def resolve_checkpoint(
     model: str, *, revision: str | None = None, safety_checker: bool = True, quiet: bool = False
 ) -> Checkpoint:
@@ -52,6 +53,8 @@ def existing(field: str, model: str, accepted: str) -> Path | None:
             return path.resolve()
         if HUB_ID.fullmatch(model) and path.suffix not in (".safetensors", *PICKLES):
             return None
+    except PermissionError:  # a folder on the way, which is no reason to say that nothing is there
+        raise
     except (OSError, ValueError, RuntimeError):  # too long, NUL or lone surrogates, unknown ~user
         pass
     raise UsageError(field, got=model, accepted=accepted, remedy="there is no such file or folder")

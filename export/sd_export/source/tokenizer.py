@@ -22,17 +22,22 @@ CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def complete(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
-    """`files` of a tokenizer folder, with vocab.json and merges.txt made from tokenizer.json where they are missing."""
-    if {"vocab.json", "merges.txt"} <= files.keys():
-        return dict(files)
+    """`files` of a tokenizer folder, with vocab.json and merges.txt made from tokenizer.json where they are missing.
+
+    ExportError: there is neither, or tokenizer.json, which wins where it exists, is not of CLIP's kind."""
+    separate = {"vocab.json", "merges.txt"} <= files.keys()
     if "tokenizer.json" not in files:
+        if separate:
+            return dict(files)
         raise ExportError(f"{where}: the tokenizer is incomplete", accepted="vocab.json and merges.txt in tokenizer/")
     try:
         document = parse_json(files["tokenizer.json"], "tokenizer.json")
         vocab, merges = _from_tokenizer_json(document)
     except (BundleError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{where}: tokenizer/tokenizer.json is not a CLIP byte-pair tokenizer") from error
-    return dict(files) | {"vocab.json": _vocab_json(vocab), "merges.txt": _merges_txt(merges)}
+    return (
+        dict(files) if separate else dict(files) | {"vocab.json": _vocab_json(vocab), "merges.txt": _merges_txt(merges)}
+    )
 
 
 def clip() -> dict[str, bytes]:
@@ -70,7 +75,7 @@ def _from_tokenizer_json(document: Any) -> tuple[dict[str, int], list[str]]:
     model = document["model"]
     if model["type"] != "BPE" or model["end_of_word_suffix"] != "</w>":
         raise ValueError("not CLIP's kind of byte-pair encoding")
-    added = {str(token["content"]): int(token["id"]) for token in document.get("added_tokens", [])}
+    added = {str(token["content"]): int(token["id"]) for token in document["added_tokens"]}
     vocab = {str(token): int(index) for token, index in model["vocab"].items()} | added
     return vocab, [merge if isinstance(merge, str) else f"{merge[0]} {merge[1]}" for merge in model["merges"]]
 

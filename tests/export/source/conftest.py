@@ -65,7 +65,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         text_encoder=text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(files),
         unet=unet,
-        scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+        scheduler=PNDMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, skip_prk_steps=True
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

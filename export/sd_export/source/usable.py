@@ -1,0 +1,46 @@
+"""What the runtime makes of a checkpoint's small files, asked before its weights are fetched and traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from sd_runtime.errors import BundleError, ExportError, one_line
+from sd_runtime.prompt import Tokenizer
+from sd_runtime.sampling import SchedulerConfig
+from sd_runtime.schema import parse_json
+
+from .checkpoint import Config
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what odd values in JSON lead to
+
+
+def check_usable(model: str, configs: Mapping[str, Config], tokenizer: Mapping[str, bytes]) -> None:
+    """Refuse a scheduler or a tokenizer that would make a bundle which nothing can draw with.  ExportError."""
+    with _understood(model, "scheduler/scheduler_config.json"):
+        SchedulerConfig.from_dict(configs["scheduler"])
+    with _understood(model, "the files in tokenizer/"):
+        Tokenizer.from_bytes(tokenizer)
+        length = parse_json(tokenizer.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG).get("model_max_length")
+    positions = configs["text_encoder"].get("max_position_embeddings", 77)  # transformers' default
+    if type(length) is not int or length != positions:  # diffusers pads prompts to this length
+        raise ExportError(
+            f"model '{one_line(model)}': tokenizer/{TOKENIZER_CONFIG}: model_max_length",
+            got="none" if length is None else length,
+            accepted=f"{one_line(positions)}, as many as the text encoder takes",
+        )
+
+
+@contextmanager
+def _understood(model: str, files: str) -> Iterator[None]:
+    """What the runtime says against `files`, as an ExportError about the model."""
+    problem = f"model '{one_line(model)}'"
+    try:
+        yield
+    except BundleError as error:
+        remedy = f"change {files} in a copy of the checkpoint"
+        raise ExportError(f"{problem}: {error.what}", got=error.got, accepted=error.accepted, remedy=remedy) from error
+    except MALFORMED as error:
+        why = f"{type(error).__name__}: {one_line(str(error))}"
+        raise ExportError(f"{problem}: {files} cannot be understood ({why})") from error
