@@ -48,7 +48,8 @@ class Bundle:
         try:
             manifest = Manifest.from_bytes(text)
         except BundleError as error:
-            remedy = error.remedy or f"remove it and export it again to {_quoted(root)}"
+            again = f"sd-export --model … --output {_quoted(root)}"  # which takes the place of readable bundles only
+            remedy = error.remedy or f"if this is a bundle, remove it and export it again: {again}"
             what = f"bundle {root}: {error.what}"
             raise BundleError(what, got=error.got, accepted=error.accepted, remedy=remedy) from error
         bundle = cls(root, manifest)

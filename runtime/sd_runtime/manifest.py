@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -145,7 +145,8 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Latent:
-    """The latent space: channels, pixels per latent cell, and z = scaling_factor · (encoder output).
+    """The latent space: channels (1 … 64), pixels per latent cell (1 … 64), and z = scaling_factor · (encoder output),
+    a factor of 0.001 … 1000.  BundleError otherwise.
 
     preview: a matrix that guesses colours from latents, as `preview` reads it; None: Stable Diffusion 1's will do."""
 
@@ -154,15 +155,29 @@ class Latent:
     scaling_factor: float
     preview: tuple[tuple[float, ...], ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_range("latent.channels", self.channels, 1, 64)
+        _check_range("latent.pixels", self.pixels, 1, 64)
+        _check_range("latent.scaling_factor", self.scaling_factor, 1e-3, 1e3)
+        if self.preview is not None and len({len(row) for row in self.preview}) != 1:
+            raise BundleError("latent.preview", got=self.preview, accepted="rows of one length")
+
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the checkpoint's authors recommend when the user does not say otherwise."""
+    """What the checkpoint's authors recommend when the user does not say otherwise, in the ranges of `Request`.
+    BundleError otherwise."""
 
     num_inference_steps: int
     guidance_scale: float
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        _check_range("defaults.num_inference_steps", self.num_inference_steps, 1, 1000)
+        _check_range("defaults.guidance_scale", self.guidance_scale, 0, 100)
+        _check_range("defaults.height", self.height, 1, 1 << 16)
+        _check_range("defaults.width", self.width, 1, 1 << 16)
 
 
 @dataclass(frozen=True)
@@ -215,20 +230,36 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Manifest:
-        """Parse and check; BundleError names the field's path, and a newer schema says so."""
+        """Parse and check that every file a component or an engine needs is listed.  BundleError names the
+        field's path, and a newer schema says so."""
         value = parse_json(text, MANIFEST)
         version = value.get("schema_version") if isinstance(value, dict) else None
         if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{MANIFEST}: schema_version",
-                got=version,
-                accepted=str(SCHEMA_VERSION),
-                remedy="export the bundle again",
-            )
+            newer = isinstance(version, int) and version > SCHEMA_VERSION
+            remedy = "the bundle is newer than this program: pip install --upgrade sd-lean" if newer else None
+            raise BundleError(f"{MANIFEST}: schema_version", got=version, accepted=str(SCHEMA_VERSION), remedy=remedy)
         manifest = from_json(cls, value, MANIFEST)
         for path in manifest.files:
             check_relative(path)
+        for user, path in manifest._needed():
+            if path not in manifest.files:
+                raise BundleError(f"{MANIFEST}: file of {user}", got=path, accepted="one that `files` lists")
         return manifest
+
+    def _needed(self) -> Iterator[tuple[str, str]]:
+        """(who needs it, a file's path in the bundle)"""
+        for name, component in self.components.items():
+            if component.weights is not None:
+                yield name, component.weights
+            for graph in component.graphs.values():
+                yield name, graph.path
+        for engine in self.engines:
+            yield f"the {engine.component} engine", engine.path
+
+
+def _check_range(what: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise BundleError(f"{MANIFEST}: {what}", got=value, accepted=f"{low:g} … {high:g}")
 
 
 def check_relative(path: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -87,9 +88,22 @@ def _decode(hint: Any, value: Any, path: str) -> Any:
             raise SchemaError(path, got=value, accepted=f"a {hint.__name__}") from error
     if dataclasses.is_dataclass(hint):
         return _decode_dataclass(hint, _need(dict, value, path), path)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float:
+        return _decode_float(value, path)
     return _need(hint, value, path)
+
+
+def _decode_float(value: Any, path: str) -> float:
+    """JSON's integers are floats, too; its 1e999 is not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SchemaError(path, got=value, accepted="float")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise SchemaError(path, got=value, accepted="finite numbers")
+    return number
 
 
 def _decode_dataclass(cls: Any, value: dict[str, Any], path: str) -> Any:

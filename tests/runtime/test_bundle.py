@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sd_runtime import manifest as manifest_module
 from sd_runtime.bundle import Bundle, find_bundle
-from sd_runtime.errors import BundleError
+from sd_runtime.errors import BundleError, UsageError
 from sd_runtime.manifest import (
     MANIFEST,
     Component,
@@ -25,6 +26,7 @@ from sd_runtime.manifest import (
     check_relative,
     record_file,
 )
+from sd_runtime.request import make_request
 from sd_runtime.tensor import Dim, TensorSpec
 
 
@@ -128,11 +130,73 @@ def test_hostile_path_in_manifest(root: Path) -> None:
         Bundle.open(root)
 
 
-def test_other_schema_version(root: Path) -> None:
-    text = (root / MANIFEST).read_text().replace('"schema_version": 1', '"schema_version": 99')
-    (root / MANIFEST).write_text(text)
-    with pytest.raises(BundleError, match="schema_version: got 99, accepted 1"):
+def edit(root: Path, path: str, value: object) -> None:
+    """Set a value in the manifest, named as its errors name it."""
+    document = json.loads((root / MANIFEST).read_text())
+    *folders, last = path.split(".")
+    place = document
+    for folder in folders:
+        place = place[folder]
+    place[last] = value
+    (root / MANIFEST).write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        (2, "the bundle is newer than this program: pip install --upgrade sd-lean"),
+        (0, "if this is a bundle, remove it"),
+    ],
+)
+def test_other_schema_version(root: Path, version: int, remedy: str) -> None:
+    edit(root, "schema_version", version)
+    expected = rf"^bundle {root}: manifest\.json: schema_version: got {version}, accepted 1; {remedy}"
+    with pytest.raises(BundleError, match=expected):
         Bundle.open(root)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}'])
+def test_manifest_errors_name_the_bundle_and_the_remedy(root: Path, text: str) -> None:
+    (root / MANIFEST).write_text(text)
+    expected = rf"^bundle {root}: manifest\.json.*export it again: sd-export --model … --output {root}$"
+    with pytest.raises(BundleError, match=expected):
+        Bundle.open(root)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("files", {}, "file of unet: got unet/w.safetensors, accepted one that `files` lists"),
+        ("components.unet.weights", "nope", "file of unet: got nope, accepted one that"),
+        ("components.unet.graphs.plain.path", "nope", "file of unet: got nope, accepted one that"),
+        ("latent.pixels", 0, "latent.pixels: got 0, accepted 1 … 64"),
+        ("latent.channels", 0, "latent.channels: got 0, accepted 1 … 64"),
+        ("latent.channels", 10**9, "latent.channels: got 1000000000"),
+        ("latent.scaling_factor", 0, "latent.scaling_factor: got 0.0, accepted 0.001 … 1000"),
+        ("latent.scaling_factor", 1e300, r"latent.scaling_factor: got 1e\+300"),
+        ("latent.preview", [[1.0], [1.0, 2.0]], "latent.preview: got .*, accepted rows of one length"),
+        ("latent.preview", [], "latent.preview: got"),
+        ("defaults.num_inference_steps", 0, "defaults.num_inference_steps: got 0, accepted 1 … 1000"),
+        ("defaults.guidance_scale", -1, "defaults.guidance_scale: got -1.0, accepted 0 … 100"),
+        ("defaults.height", 0, "defaults.height: got 0, accepted 1 … 65536"),
+        ("defaults.width", 1 << 20, "defaults.width: got 1048576"),
+    ],
+)
+def test_edited_manifests(root: Path, path: str, value: object, message: str) -> None:
+    edit(root, path, value)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(root)
+
+
+@pytest.mark.parametrize("extreme", [Defaults(1, 0.0, 1, 1), Defaults(1000, 100.0, 1 << 16, 1 << 16)])
+def test_defaults_have_the_ranges_of_requests(extreme: Defaults) -> None:
+    make_request(extreme, "")
+    for field, step in (("num_inference_steps", 1), ("guidance_scale", 1.0), ("height", 1), ("width", 1)):
+        beyond = getattr(extreme, field) + (step if extreme.height > 1 else -step)
+        with pytest.raises(UsageError, match=field):
+            make_request(Defaults(1, 0.0, 1, 1), "", **{field: beyond})
+        with pytest.raises(BundleError, match=field):
+            replace(extreme, **{field: beyond})
 
 
 def test_unknown_component_and_form(root: Path) -> None:

@@ -40,6 +40,9 @@ def test_round_trip() -> None:
     [
         ({"name": 3}, r"\$\.name: got 3, accepted str"),
         ({"leaves": [{"number": "1"}]}, r"\$\.leaves\[0\]\.number"),
+        ({"leaves": [{"number": True}]}, r"\$\.leaves\[0\]\.number: got True, accepted float"),
+        ({"leaves": [{"number": json.loads("1e999")}]}, r"\$\.leaves\[0\]\.number: got inf, accepted finite numbers"),
+        ({"leaves": [{"number": 10**400}]}, r"\$\.leaves\[0\]\.number: got 10{78}…, accepted finite numbers"),
         ({"leaves": [{"number": 1, "kind": "c"}]}, r"\$\.leaves\[0\]\.kind: got c, accepted 'a', 'b'"),
         ({"leaves": {}}, r"\$\.leaves"),
         ({"by_name": {"k": {}}}, r"\$\.by_name\.k: missing number"),
