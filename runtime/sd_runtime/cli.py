@@ -6,14 +6,15 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
 from .arguments import ArgumentParser
-from .console import run_parsed
-from .errors import BundleError, UsageError, one_line
-from .output import check_destination
+from .console import run_parsed, stdout_errors, tell
+from .errors import BundleError, SDError, UsageError, one_line
+from .output import check_destination, same_name
 
 if TYPE_CHECKING:
     from .jobs import Job, Saving
@@ -114,8 +115,9 @@ def _list_schedulers() -> None:
 
     rows = describe()
     width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        print(f"{name:<{width}}  {text}")
+    with stdout_errors():
+        for name, text in rows:
+            print(f"{name:<{width}}  {text}")
 
 
 def _draw(args: argparse.Namespace) -> None:
@@ -130,6 +132,7 @@ def _draw(args: argparse.Namespace) -> None:
     saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
     jobs = _jobs(args, told, bundle.manifest.defaults, saving)
     timings: list[Timings] = []
+    unsaid: SDError | None = None
     with Pipeline.load(bundle.root, device=args.device, safety_checker=args.safety_checker) as pipeline:
         for word in args.embedding:
             _load_embedding(pipeline, word)
@@ -145,9 +148,14 @@ def _draw(args: argparse.Namespace) -> None:
                     if told is not None and not timings and not args.quiet:
                         _note_differences(args, told, result)
                     timings.append(result.timings)
-                    _report(result, paths, quiet=args.quiet)
+                    try:
+                        _report(result, paths, quiet=args.quiet)
+                    except SDError as error:  # the pictures are what counts: draw them all first
+                        unsaid = error
     if not args.quiet:
         _print_timings(timings, loaded, time.perf_counter() - started)
+    if unsaid is not None:
+        raise unsaid
 
 
 def _read_picture(path: Path) -> Parameters:
@@ -171,13 +179,16 @@ def _model_of(told: Parameters) -> Path:
 
 def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
     """What to draw and where to: every request and every file's name checked, but for what needs the engines."""
-    from .jobs import check_free, check_resumable, default_pattern, make_jobs
+    from .jobs import check_free, check_resumable, default_pattern, make_jobs, off_sheet
     from .provenance import recall
     from .settings import Settings, read_prompts_file
 
     settings = Settings.from_flags(args)
     if told is not None:
-        recalled, unknown = recall(told)
+        single, count = off_sheet(told)
+        recalled, unknown = recall(single)
+        if settings.grid is None:  # another sheet is filled
+            recalled = replace(recalled, num_images_per_prompt=count)
         settings = settings.over(recalled)
         if unknown and not args.quiet:
             _note(f"not understood in {args.from_image}: {one_line('; '.join(unknown), 400)}")
@@ -195,10 +206,18 @@ def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults,
     for path in paths if args.prompts_file is None else []:
         check_free(path, saving)
     if args.preview is not None:
-        if args.preview.suffix.lower() != ".png" or args.preview in paths:
-            raise UsageError("preview", got=str(args.preview), accepted="a name of its own that ends in .png")
-        check_destination(args.preview, overwrite=args.overwrite)
+        pictures = [*paths, *(Path(job.image) for job in jobs if job.image), args.from_image, args.prompts_file]
+        _check_preview(args.preview, [path for path in pictures if path is not None], overwrite=args.overwrite)
     return jobs
+
+
+def _check_preview(preview: Path, others: Sequence[Path], *, overwrite: bool) -> None:
+    """UsageError: not a name for a preview, or one of the `others`, which are read or written."""
+    from .jobs import is_preview
+
+    if preview.suffix.lower() != ".png" or any(same_name(preview, other) for other in others):
+        raise UsageError("preview", got=str(preview), accepted="a name of its own that ends in .png")
+    check_destination(preview, overwrite=overwrite or is_preview(preview))
 
 
 def _load_embedding(pipeline: Pipeline, definition: str) -> None:
@@ -217,8 +236,9 @@ def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
             _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
     for path in _withheld(result, paths):
         _note(f"black, as the safety checker withheld it: {path}")
-    for path in paths:
-        print(str(path).encode("utf-8", "backslashreplace").decode(), flush=True)
+    with stdout_errors():
+        for path in paths:
+            print(path, flush=True)
 
 
 def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:
@@ -244,8 +264,12 @@ def _print_timings(timings: Sequence[Timings], loaded: float, total: float) -> N
     shown = {
         name: seconds for name, seconds in (stages | {"total": total}).items() if seconds >= 0.005 or name == "total"
     }
-    print("  ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in shown.items()), file=sys.stderr)
+    tell("  ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in shown.items()))
 
 
 def _note(message: str) -> None:
-    print(f"sd-run: {message}", file=sys.stderr)
+    tell(f"sd-run: {message}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

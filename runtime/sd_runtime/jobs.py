@@ -7,7 +7,9 @@ made.  So what is there and says what it should say is done, and no journal is n
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import string
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,12 +21,15 @@ from typing import TYPE_CHECKING
 from .errors import SDError, UsageError, one_line
 from .image import grid, open_picture
 from .manifest import Defaults
-from .metadata import Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
+from .metadata import XMP, XMP_CHUNK, Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
 from .output import FileTakenError, check_destination, expand_pattern, write_file
 from .preview import strip
 from .provenance import SAFETY_CHECKER
 from .request import Request
 from .settings import Settings
+
+PREVIEW = "preview of sd-run"  # what a preview's PNG says it is
+COUNT = "Grid pictures"  # of a sheet that is not full
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -163,21 +168,34 @@ def _is_done(pipeline: Pipeline, job: Job, index: int) -> bool:
     assert job.paths is not None
     try:
         found = read_parameters(job.paths[index])
-    except UsageError:
+        with open_picture(job.paths[index], formats=("PNG",)) as picture:
+            picture.verify()  # every chunk's checksum, up to the last: what it says stands in front
+    except (UsageError, OSError, SyntaxError):  # SyntaxError: Pillow's for PNG that is none
         return False
     wanted = pipeline.parameters(job.request, index, pipeline.inputs(job.request, image=job.image))
-    wanted = on_sheet(wanted, job.grid)
+    wanted = on_sheet(wanted, job.grid, job.request.num_images)
     asked = {key: value for key, value in found.extra.items() if key != SAFETY_CHECKER}
     return replace(found, version=None, seed=found.seed if job.seeded else None, extra=asked) == replace(
         wanted, version=None, seed=wanted.seed if job.seeded else None
     )
 
 
-def on_sheet(parameters: Parameters, cells: tuple[int, int] | None) -> Parameters:
-    """What a sheet of pictures says: what its first one does, and its rows and columns."""
+def on_sheet(parameters: Parameters, cells: tuple[int, int] | None, count: int) -> Parameters:
+    """What a sheet of `count` pictures says: what its first one does, its rows, columns and, if not full, `count`."""
     if cells is None:
         return parameters
-    return replace(parameters, extra=parameters.extra | {"Grid": f"{cells[0]}x{cells[1]}"})
+    rows, columns = cells
+    told = {"Grid": f"{rows}x{columns}"} | ({COUNT: str(count)} if count < rows * columns else {})
+    return replace(parameters, extra=parameters.extra | told)
+
+
+def off_sheet(parameters: Parameters) -> tuple[Parameters, int | None]:
+    """What a sheet says but for how many pictures it holds, and that; None where it is full, or no sheet."""
+    extra = dict(parameters.extra)
+    if "Grid" not in extra or not re.fullmatch(r"[1-9]\d{0,3}", extra.get(COUNT, "")):
+        return parameters, None
+    count = int(extra.pop(COUNT))
+    return replace(parameters, extra=extra), count
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
@@ -192,7 +210,7 @@ def draw(
         watch(generation, saving)
         result = generation.result()
         if job.grid is not None:
-            pictures = [(grid(result.images, *job.grid), on_sheet(result.parameters[0], job.grid))]
+            pictures = [(grid(result.images, *job.grid), on_sheet(result.parameters[0], job.grid, len(result.images)))]
         else:
             pictures = list(zip(result.images, result.parameters, strict=True))
         paths = [None if job.paths is None else job.paths[index] for index in images]
@@ -235,8 +253,29 @@ def _previewed(generation: Generation, path: Path) -> Iterator[object]:
             batch, rows = step.images, [[] for _ in step.images]
         for row, cell in zip(rows, step.previews, strict=True):
             row.append(cell)
-        write_file(path, png_bytes(strip(rows, generation.evaluations)), overwrite=True)
+        write_file(path, _preview_bytes(strip(rows, generation.evaluations)), overwrite=True)
         yield step
+
+
+def _preview_bytes(picture: Image) -> bytes:
+    """A PNG that says that it is a preview, and AI-made as every picture does."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    chunks.add_text("Description", PREVIEW)
+    chunks.add_itxt(XMP_CHUNK, XMP)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def is_preview(path: Path) -> bool:
+    """Whether the file is a preview of an earlier run."""
+    try:
+        with open_picture(path, formats=("PNG",)) as picture:
+            return bool(picture.info.get("Description") == PREVIEW)
+    except UsageError:
+        return False
 
 
 def save(picture: Image, parameters: Parameters, path: Path | None, saving: Saving) -> Path:

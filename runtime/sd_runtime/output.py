@@ -113,6 +113,12 @@ def check_destination(path: Path, *, overwrite: bool = False) -> None:
                 raise FileExistsError
 
 
+def same_name(path: Path, other: Path) -> bool:
+    """Whether both lead to one file, links resolved; as in `expand_pattern`, upper and lower case are one."""
+    with _errors_about(path):
+        return os.path.realpath(path).casefold() == os.path.realpath(other).casefold()
+
+
 def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     """Write `data` so that `path` is at every moment the old file, none, or the complete new one.
 

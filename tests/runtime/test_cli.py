@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ BAD_FLAGS = [
     ((PROMPT, "--image", "dot.png", "--strength", "0"), "strength: got 0.0, accepted more than 0"),
     ((PROMPT, "--image", "dot.png", "--strength", "0.1"), "strength: got 0.1, accepted at least 0.5 at 2 steps"),
     ((PROMPT, "--embedding", "word"), "embedding: got word, accepted WORD=FILE"),
-    ((PROMPT, "--embedding", "word=nowhere.safetensors"), "textual inversion: got nowhere.safetensors"),
+    ((PROMPT, "--embedding", "word=nowhere.safetensors"), "textual inversion: cannot read 'nowhere.safetensors'"),
     ((PROMPT, "--grid", "2"), "grid: got 2, accepted ROWSxCOLS, such as 2x3"),
     ((PROMPT, "--grid", "0x3"), "grid: got 0x3"),
     ((PROMPT, "--grid", "2x2", "--num-images", "5"), "number of images: got 5, accepted at most 4 on a 2x2 grid"),
@@ -294,9 +295,9 @@ def test_damaged_bundles(
     weights.write_bytes(whole[:1000])
     assert "truncated or changed: unet/model.safetensors (1000 bytes, declared " in complaint()
     weights.unlink()
-    assert "missing unet/model.safetensors; export it again: sd-export --model demo --force" in complaint()
+    assert "missing unet/model.safetensors; export it again, from demo: sd-export --model " in complaint()
     (damaged / "manifest.json").write_text("{")
-    assert complaint().startswith("manifest.json is not valid JSON")
+    assert "manifest.json is not valid JSON" in complaint()
     assert files() == []
 
 
@@ -331,6 +332,48 @@ def test_a_disk_that_is_full(sd_run: SdRun, monkeypatch: pytest.MonkeyPatch) -> 
     assert outcome.code == 1
     assert outcome.complaint == "cannot write 'a.png': No space left on device; free space on that disk"
     assert files() == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
+def test_stdout_on_a_full_disk_stops_no_drawing(demo_bundle: Path, tmp_path: Path) -> None:
+    """Also that the module can be run."""
+    (tmp_path / "prompts.txt").write_text("a star\na ring\n")
+    command = [
+        sys.executable, "-m", "sd_runtime.cli", "--prompts-file", str(tmp_path / "prompts.txt"), "--device", "cpu",
+        "--model", str(demo_bundle), "--steps", "1", "--output", f"{tmp_path}/{{prompt}}-{{index}}.png",
+    ]  # fmt: skip
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    timings, complaint = done.stderr.splitlines()
+    assert timings.startswith("load")
+    assert complaint == "sd-run: stdout cannot be written: No space left on device"
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["a-ring-1.png", "a-star-0.png"]
+
+
+def test_a_preview_takes_no_other_files_place(sd_run: SdRun) -> None:
+    assert sd_run(PROMPT, "--output", "a.png").code == 0
+    Path("link.png").symlink_to("a.png")
+    Path("prompts.png").write_text("a star")
+    here, told = Path.cwd(), Path("a.png").read_bytes()
+    for flags in (
+        ("--num-images", "2", "--output", "b{index}.png", "--preview", str(here / "b0.png"), PROMPT),
+        ("--output", "b.png", "--preview", "./../" + here.name + "/b.png", PROMPT),
+        ("--output", "b.png", "--image", "a.png", "--preview", str(here / "a.png"), PROMPT),
+        ("--output", "b.png", "--image", "link.png", "--preview", "a.png", PROMPT),
+        ("--output", "b.png", "--from-image", "a.png", "--preview", str(here / "a.png")),
+        ("--output", "b{index}.png", "--prompts-file", "prompts.png", "--preview", "prompts.png"),
+    ):
+        outcome = sd_run("--overwrite", *flags)
+        assert (outcome.code, "accepted a name of its own" in outcome.complaint) == (2, True)
+    assert files() == ["a.png", "link.png", "prompts.png"]
+    assert Path("a.png").read_bytes() == told
+
+
+def test_a_preview_replaces_an_older_one_only(sd_run: SdRun) -> None:
+    assert sd_run(PROMPT, "--preview", "steps.png", "--output", "a.png").code == 0
+    assert sd_run(PROMPT, "--preview", "steps.png", "--output", "b.png").code == 0
+    assert sd_run(PROMPT, "--preview", "a.png", "--output", "c.png").code == 2
 
 
 def test_names_that_are_no_text_are_files_all_the_same(sd_run: SdRun) -> None:

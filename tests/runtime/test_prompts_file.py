@@ -154,6 +154,40 @@ def test_sheets_and_changed_pictures_are_resumed_too(
     assert draw(demo_bundle, "--seed", "1", "--output", "{index}.png") == 2
 
 
+def test_a_sheet_of_fewer_pictures_is_another_one(folder: Path, demo_bundle: Path) -> None:
+    Path("prompts.txt").write_text(f"{STAR}\n")
+    flags = ("--seed", "1", "--output", "sheet-{index}.png", "--grid", "2x2")
+    for count, code in (("3", 0), ("3", 0), ("4", 2), ("2", 2)):
+        assert draw(demo_bundle, *flags, "--num-images", count) == code
+    assert draw(demo_bundle, *flags, "--overwrite") == 0
+    assert draw(demo_bundle, *flags, "--num-images", "4") == 0
+    assert "Grid pictures" not in read_parameters("sheet-0.png").extra
+
+
+@pytest.mark.parametrize("kept", [5000, -16, -12])
+def test_a_picture_that_was_cut_off_is_not_done(
+    folder: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str], kept: int
+) -> None:
+    Path("prompts.txt").write_text(f"{STAR}\n")
+    assert draw(demo_bundle, "--seed", "1") == 0
+    whole = Path("prompts-0000.png").read_bytes()
+    Path("prompts-0000.png").write_bytes(whole[:kept])
+    assert read_parameters("prompts-0000.png").prompt == STAR
+    assert draw(demo_bundle, "--seed", "1") == 2
+    assert "exists and is not the picture asked for" in capsys.readouterr().err
+    assert draw(demo_bundle, "--seed", "1", "--overwrite") == 0
+    assert Path("prompts-0000.png").read_bytes() == whole
+
+
+def test_a_preview_of_the_run_before_is_in_nobodys_way(folder: Path, demo_bundle: Path) -> None:
+    Path("prompts.txt").write_text(f"{STAR}\n{RING}\n")
+    flags = ("--seed", "1", "--preview", "steps.png")
+    assert draw(demo_bundle, *flags) == 0
+    Path("prompts-0001.png").unlink()
+    assert draw(demo_bundle, *flags) == 0
+    assert files(folder) == ["prompts-0000.png", "prompts-0001.png", "steps.png"]
+
+
 BAD_LINES: list[tuple[dict[str, Any] | str, str]] = [
     ({"prompt": RING, "width": 100}, "prompts.txt line 2: width: got 100, accepted multiples of 8"),
     ({"prompt": RING, "scheduler": "x"}, "prompts.txt line 2: scheduler: got x"),

@@ -89,6 +89,21 @@ def test_a_picture_to_change_must_be_given_again(
     assert "sd-run: not drawn as a.png was: Init image hash: " in capsys.readouterr().err
 
 
+def test_a_sheet_that_is_not_full(folder: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(demo_bundle)]
+    flags = ["a star", "--steps", "2", "--seed", "1", "--output", "a.png"]
+    assert main([*flags, "--grid", "2x2", "--num-images", "3", *model]) == 0
+    capsys.readouterr()
+    assert main(["--from-image", "a.png", "--output", "b.png", *model]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("load ")
+    assert pixels("a.png") == pixels("b.png")
+    assert read_parameters("a.png") == read_parameters("b.png")
+    assert main(["--from-image", "a.png", "--output", "c.png", "--grid", "1x2", *model]) == 0
+    with Image.open("c.png") as sheet:
+        assert sheet.size == (256, 128)
+
+
 AUTOMATIC1111 = """a cat
 Negative prompt: dog
 Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 5, Size: 64x72, Model hash: 6ce0161689, \
