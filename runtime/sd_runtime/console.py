@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from .errors import SDError, one_line
 from .notices import muted
@@ -34,7 +35,7 @@ def run(program: str, command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _fail(program, "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        _discard_stdout()
+        _discard(sys.stdout)
         return BROKEN_PIPE
     except SDError as error:
         return _fail(program, one_line(str(error), limit=2000), error.exit_code)
@@ -43,6 +44,11 @@ def run(program: str, command: Callable[[], None]) -> int:
     except Exception as error:
         what = f"{type(error).__name__}: {one_line(str(error), limit=400)}"
         return _fail(program, f"unexpected error: {what} (set {DEBUG_VARIABLE}=1 to see the traceback)", 1)
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
 
 
 def run_parsed(
@@ -69,7 +75,7 @@ def stdout_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        _discard_stdout()
+        _discard(sys.stdout)
         raise SDError(f"stdout cannot be written: {error.strerror}") from error
 
 
@@ -92,9 +98,9 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _discard_stdout() -> None:
-    """The interpreter flushes stdout once more at exit; let that go nowhere instead of failing again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _discard(stream: TextIO) -> None:
+    """The interpreter flushes its streams once more at exit; let that go nowhere instead of failing again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _fail(program: str, message: str, code: int) -> int:

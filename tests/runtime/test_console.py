@@ -77,7 +77,8 @@ SAY = "import os, sys; from sd_runtime.console import run, stdout_errors, tell\n
 def shell(redirection: str, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program whose command is the expression `command`, started by a shell with a redirection."""
     arguments = ["sh", "-c", f'exec "$0" -W error -c "$1" {redirection}', sys.executable, SAY.format(command)]
-    return subprocess.run(arguments, capture_output=True, text=True, env=os.environ | environment)
+    environment = os.environ | {"PYTHONUNBUFFERED": ""} | environment
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
@@ -122,6 +123,7 @@ def test_stderr_on_a_full_disk_keeps_the_exit_code(variable: str, value: str) ->
     usage = "exec('from sd_runtime.errors import UsageError; raise UsageError(chr(97))')"
     assert shell("2>/dev/full", usage, **{variable: value}).returncode == 2
     assert shell("2>/dev/full", "tell('x')", **{variable: value}).returncode == 0
+    assert shell("2>/dev/full", "tell('x')", PYTHONUNBUFFERED="1", **{variable: value}).returncode == 0
 
 
 @full
