@@ -12,6 +12,7 @@ that ordinary pictures stay short to read:
     VAE                   where it is not the checkpoint's own;  VAE Decoder: TAESD    the fast one was used
     Safety checker        passed, or blacked out
     Grid                  the picture is a sheet of ROWSxCOLS, the first of which has these settings
+    Grid pictures         how many pictures are on a sheet that is not full
 """
 
 from __future__ import annotations
