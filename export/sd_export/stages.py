@@ -12,11 +12,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sd_runtime.errors import BundleError, DependencyError, ExportError
+from sd_runtime.errors import BundleError, DependencyError, ExportError, UsageError, one_line
 from sd_runtime.locations import bundle_home
 from sd_runtime.manifest import (
     MANIFEST,
@@ -28,12 +31,14 @@ from sd_runtime.manifest import (
     Verification,
     record_file,
 )
+from sd_runtime.request import make_request
+from sd_runtime.sampling import SchedulerConfig, make_plan
 from sd_runtime.schema import from_json
 
 from . import pack
 from .progress import Progress
 from .request import NETWORKS, ExportRequest
-from .signature import Sizes
+from .signature import MAX_CELLS, MIN_CELLS, Sizes
 from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
 from .source.architecture import pipeline_class, usual_settings
 from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER, TAESD
@@ -56,6 +61,7 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
     with Progress(1, quiet=quiet) as progress:
         with progress.stage("checkpoint"):
             checkpoint = _resolve(request, quiet=quiet)
+            latent, defaults = _latent(checkpoint), _defaults(checkpoint)
         names = _components(request, checkpoint)
         progress.expect(1 + 2 * request.verify + STAGES_PER_COMPONENT * len(names))
         target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
@@ -66,10 +72,10 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
             _refuse_to_overwrite(target, force=request.force)
             with pack.staged(target) as folder:
                 components = _export_components(names, request, checkpoint, folder, progress)
-                reference = _store_reference(names, checkpoint, folder, progress) if request.verify else None
+                reference = _store_reference(names, checkpoint, defaults, folder, progress) if request.verify else None
                 with progress.stage("pack"):
                     _write_configs(checkpoint, names, folder)
-                    manifest = _manifest(request, checkpoint, components, folder)
+                    manifest = _manifest(request, checkpoint, latent, defaults, components, folder)
                     (folder / MANIFEST).write_bytes(manifest.to_bytes())
                 if reference is not None:
                     verified = replace(manifest, verification=_verify(folder, reference, progress))
@@ -114,11 +120,13 @@ def _export_components(
     return networks | export_loop(checkpoint, names, folder)
 
 
-def _store_reference(names: tuple[str, ...], checkpoint: Checkpoint, folder: Path, progress: Progress) -> Reference:
+def _store_reference(
+    names: tuple[str, ...], checkpoint: Checkpoint, defaults: Defaults, folder: Path, progress: Progress
+) -> Reference:
     from .verify.stage import store_reference
 
     with progress.stage("reference", folder / TENSORS):
-        return store_reference(checkpoint, names, _defaults(checkpoint, Sizes.of(checkpoint.configs)), folder)
+        return store_reference(checkpoint, names, defaults, folder)
 
 
 def _verify(folder: Path, reference: Reference, progress: Progress) -> Verification:
@@ -196,9 +204,13 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _manifest(
-    request: ExportRequest, checkpoint: Checkpoint, components: dict[str, Component], folder: Path
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    latent: Latent,
+    defaults: Defaults,
+    components: dict[str, Component],
+    folder: Path,
 ) -> Manifest:
-    sizes = Sizes.of(checkpoint.configs)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     origin = checkpoint.id if checkpoint.revision is not None else checkpoint.name  # not where it lies on this machine
     return Manifest(
@@ -206,13 +218,8 @@ def _manifest(
         source=Source(origin, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
         parts=dict(sorted(checkpoint.parts.items())),
         precision=request.precision,
-        latent=Latent(
-            sizes.channels,
-            sizes.pixels,
-            checkpoint.configs["vae"].get("scaling_factor", 0.18215),
-            _preview(checkpoint.model_index.get("_preview")),
-        ),
-        defaults=_defaults(checkpoint, sizes),
+        latent=latent,
+        defaults=defaults,
         components=components,
         files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
         exporter=_exporter(),
@@ -220,16 +227,40 @@ def _manifest(
     )
 
 
-def _defaults(checkpoint: Checkpoint, sizes: Sizes) -> Defaults:
-    """The recommended settings; see the top of this module."""
-    if "_defaults" not in checkpoint.model_index:
-        side = sizes.cells * sizes.pixels
-        steps, guidance_scale = usual_settings(checkpoint.name, checkpoint.configs)
-        return Defaults(num_inference_steps=steps, guidance_scale=guidance_scale, height=side, width=side)
+def _latent(checkpoint: Checkpoint) -> Latent:
+    """The latent space; ExportError if the VAE's scaling factor or the matrix for previews cannot be."""
+    sizes, factor = Sizes.of(checkpoint.configs), checkpoint.configs["vae"].get("scaling_factor", 0.18215)
+    if type(factor) not in (int, float) or not 0 < factor < math.inf:
+        raise ExportError("vae/config.json: scaling_factor", got=repr(factor), accepted="a positive number")
+    with _refused(checkpoint):
+        return Latent(sizes.channels, sizes.pixels, factor, _preview(checkpoint.model_index.get("_preview")))
+
+
+def _defaults(checkpoint: Checkpoint) -> Defaults:
+    """The recommended settings; see the top of this module.  ExportError if nothing could be drawn with them."""
+    sizes, recommended = Sizes.of(checkpoint.configs), checkpoint.model_index.get("_defaults")
+    side, (steps, guidance_scale) = sizes.cells * sizes.pixels, usual_settings(checkpoint.name, checkpoint.configs)
+    usual = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": side, "width": side}
+    with _refused(checkpoint):
+        defaults = from_json(Defaults, usual if recommended is None else recommended, "defaults")
+        make_request(defaults, "")
+        make_plan(SchedulerConfig.from_dict(checkpoint.configs["scheduler"]), defaults.num_inference_steps)
+        low, high = MIN_CELLS * sizes.pixels, MAX_CELLS * sizes.pixels
+        for name, length in (("height", defaults.height), ("width", defaults.width)):
+            if length % sizes.pixels or not low <= length <= high:
+                accepted = f"multiples of {sizes.pixels} from {low} to {high}"
+                raise UsageError(f"defaults.{name}", got=length, accepted=accepted)
+    return defaults
+
+
+@contextmanager
+def _refused(checkpoint: Checkpoint) -> Iterator[None]:
+    """What the runtime would say against the bundle, as an ExportError about the checkpoint."""
     try:
-        return from_json(Defaults, checkpoint.model_index["_defaults"], "model_index.json: _defaults")
-    except BundleError as error:
-        raise ExportError(str(error)) from error
+        yield
+    except (BundleError, UsageError) as error:
+        what = f"model '{one_line(checkpoint.id)}': {error.what.removeprefix(f'{MANIFEST}: ')}"
+        raise ExportError(what, got=error.got, accepted=error.accepted) from error
 
 
 def _preview(rows: Any) -> tuple[tuple[float, ...], ...] | None:

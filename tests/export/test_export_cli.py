@@ -62,6 +62,15 @@ def test_failures_exit_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "exists and is not a bundle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["n" * 300, f"{'n' * 300}/bundle", "file/bundle"])
+def test_a_place_that_cannot_be_written(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--model", "demo", "--output", str(tmp_path / output), "--quiet"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"sd-export: cannot write {tmp_path / output} (")
+    assert err.endswith("; choose another place with --output\n")
+
+
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(stages, "LIBRARIES", ("no_such_library",))
     assert main(["--model", "demo"]) == 1

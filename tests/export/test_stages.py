@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -15,7 +14,6 @@ import pytest
 from sd_export import stages
 from sd_export.progress import Progress
 from sd_export.request import NETWORKS, ExportRequest
-from sd_export.signature import Sizes
 from sd_export.source import Checkpoint
 from sd_export.stages import export
 from sd_runtime.bundle import Bundle
@@ -186,10 +184,58 @@ def change(config: Path, **fields: object) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | fields))
 
 
-def test_malformed_recommendations(tiny_checkpoint: Checkpoint) -> None:
-    malformed = replace(tiny_checkpoint, model_index={"_defaults": {"steps": 3}})
-    with pytest.raises(ExportError, match="_defaults: missing guidance_scale"):
-        stages._defaults(malformed, Sizes.of(tiny_checkpoint.configs))
+SETTINGS = {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"_defaults": {"steps": 3}}, "defaults: missing guidance_scale"),
+        ({"_defaults": SETTINGS | {"num_inference_steps": 0}}, "num_inference_steps: got 0, accepted"),
+        ({"_defaults": SETTINGS | {"num_inference_steps": 1000}}, "past training: got 1000"),
+        ({"_defaults": SETTINGS | {"guidance_scale": -1}}, "guidance_scale: got -1.0, accepted"),
+        ({"_defaults": SETTINGS | {"height": 130}}, "defaults.height: got 130, accepted multiples of 8 from 64 to"),
+        ({"_defaults": SETTINGS | {"width": 4096}}, "defaults.width: got 4096, accepted multiples of 8 from 64 to"),
+        ({"_preview": [[1, 2]]}, "_preview: got"),
+    ],
+)
+def test_recommendations_that_cannot_be_are_refused_before_anything_is_traced(
+    tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: dict[str, object], message: str
+) -> None:
+    change(tiny_copy / "model_index.json", **index)
+    refused_untraced(tiny_copy, tmp_path, monkeypatch, message)
+
+
+@pytest.mark.parametrize("factor", [None, "big", 0, True])
+def test_a_scaling_factor_that_cannot_be(
+    tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: object
+) -> None:
+    change(tiny_copy / "vae" / "config.json", scaling_factor=factor)
+    refused_untraced(tiny_copy, tmp_path, monkeypatch, f"scaling_factor: got {factor!r}, accepted a positive number")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("scheduler/scheduler_config.json", "{}", "_class_name: accepted DDIMScheduler"),
+        ("tokenizer/tokenizer_config.json", "{}", "model_max_length: got none, accepted 77"),
+    ],
+)
+def test_an_unusable_checkpoint_is_refused_before_anything_is_traced(
+    tiny_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, message: str
+) -> None:
+    (tiny_copy / name).write_text(text)
+    refused_untraced(tiny_copy, tmp_path, monkeypatch, message)
+
+
+def refused_untraced(checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    """It is refused whether it would have been verified or not, with nothing made."""
+    monkeypatch.setattr(stages, "_export_components", lambda *_: pytest.fail("traced"))
+    for verify in (True, False):
+        with pytest.raises(ExportError) as caught:
+            export(ExportRequest(str(checkpoint), output=place / "out" / "bundle", components=SMALLEST, verify=verify))
+        assert message in str(caught.value)
+    assert not (place / "out").exists()
 
 
 def test_missing_libraries(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
