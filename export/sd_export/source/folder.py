@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sd_runtime.errors import BundleError, ExportError, one_line
 from sd_runtime.schema import parse_json
@@ -127,7 +128,8 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
         remedy = WITHOUT_CHECKER if not set(missing) & set(CONFIGS.values()) else None
         what = f"model '{one_line(model)}' is incomplete: {', '.join(missing)} missing in {folder}"
         raise ExportError(what, remedy=remedy)
-    configs = {part: read_json(folder / name) for part, name in wanted.items()}
+    readers = {"scheduler": _read_scheduler}
+    configs = {part: readers.get(part, read_json)(folder / name) for part, name in wanted.items()}
     architecture = check_networks(model, configs)
     files = {name: _read(folder / name, TOKENIZER_LIMIT) for name in TOKENIZER if name in names}
     vocabulary = tokenizer.complete({name.split("/")[1]: text for name, text in files.items()}, str(folder))
@@ -153,6 +155,19 @@ def read_json(path: Path) -> Config:
         value = parse_json(_read(path, CONFIG_LIMIT), str(path))
     except BundleError as error:
         raise ExportError(str(error)) from error
+    return _object(path, value)
+
+
+def _read_scheduler(path: Path) -> Config:
+    """A scheduler's config, into which diffusers writes -Infinity (`lambda_min_clipped`), which JSON lacks."""
+    try:
+        value = json.loads(_read(path, CONFIG_LIMIT))
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not valid JSON ({one_line(str(error))})") from error
+    return _object(path, value)
+
+
+def _object(path: Path, value: Any) -> Config:
     if not isinstance(value, dict):
         raise ExportError(f"{path}", got=json.dumps(value), accepted="a JSON object")
     return value

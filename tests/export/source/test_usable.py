@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
+from diffusers import DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler
 from sd_export.source import resolve_checkpoint, tokenizer, with_vae
 from sd_runtime.errors import ExportError
 
@@ -21,6 +23,13 @@ def refused(folder: Path) -> str:
         resolve_checkpoint(str(folder))
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler])
+def test_schedulers_into_which_diffusers_writes_minus_infinity(folder, scheduler) -> None:
+    scheduler().save_pretrained(folder / "scheduler")
+    assert "-Infinity" in (folder / SCHEDULER).read_text()
+    assert resolve_checkpoint(str(folder)).configs["scheduler"]["lambda_min_clipped"] == -math.inf
 
 
 def separate(folder: Path) -> None:
