@@ -102,20 +102,25 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         if section.name not in done or done[section.name]["why"]:
             done[section.name] = attempt(section, settings, deadline)
-            promised = list(bars(done | elsewhere(kept, machine)))
-            content = {
-                "machine": machine,
-                "sections": done,
-                "promised": promised,
-                "wrong": wrong(machine, done, promised),
-            }
             for path in filter(None, (kept, args.json)):
-                path.write_text(json.dumps(content, indent=1) + "\n")
-    promised = list(bars(done | elsewhere(kept, machine)))
-    show(machine, done, promised)
-    for what in wrong(machine, done, promised):
+                write(judged(machine, done, kept), path)
+    results = judged(machine, done, kept)
+    if args.json:  # also where there was nothing left to do
+        write(results, args.json)
+    show(machine, done, results["promised"])
+    for what in results["wrong"]:
         print(f"wrong: {what}")
-    return 1 if wrong(machine, done, promised) else 0
+    return 1 if results["wrong"] else 0
+
+
+def judged(machine: dict[str, str], done: dict[str, Any], kept: Path) -> dict[str, Any]:
+    """All results, with what they say of the promises and what is wrong."""
+    promised = list(bars(done | elsewhere(kept, machine)))
+    return {"machine": machine, "sections": done, "promised": promised, "wrong": wrong(machine, done, promised)}
+
+
+def write(results: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def elsewhere(kept: Path, machine: dict[str, str]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ made.  So what is there and says what it should say is done, and no journal is n
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import string
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from .errors import SDError, UsageError, one_line
 from .image import grid, open_picture
 from .manifest import Defaults
-from .metadata import XMP, XMP_CHUNK, Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
+from .metadata import Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
 from .output import FileTakenError, check_destination, expand_pattern, write_file
 from .preview import strip
 from .provenance import SAFETY_CHECKER
@@ -253,20 +252,8 @@ def _previewed(generation: Generation, path: Path) -> Iterator[object]:
             batch, rows = step.images, [[] for _ in step.images]
         for row, cell in zip(rows, step.previews, strict=True):
             row.append(cell)
-        write_file(path, _preview_bytes(strip(rows, generation.evaluations)), overwrite=True)
+        write_file(path, png_bytes(strip(rows, generation.evaluations), description=PREVIEW), overwrite=True)
         yield step
-
-
-def _preview_bytes(picture: Image) -> bytes:
-    """A PNG that says that it is a preview, and AI-made as every picture does."""
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    chunks.add_text("Description", PREVIEW)
-    chunks.add_itxt(XMP_CHUNK, XMP)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", pnginfo=chunks)
-    return buffer.getvalue()
 
 
 def is_preview(path: Path) -> bool:

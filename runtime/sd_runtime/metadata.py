@@ -222,14 +222,16 @@ def save_numbered_png(image: Image, folder: str | os.PathLike[str], *, parameter
             return write_file(next(names), data)
 
 
-def png_bytes(image: Image, parameters: Parameters | None = None) -> bytes:
-    """A picture as a PNG file's content, with the chunks that this module's head describes."""
+def png_bytes(image: Image, parameters: Parameters | None = None, description: str | None = None) -> bytes:
+    """A picture as a PNG file's content, with the chunks that this module's head describes, and a Description."""
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
     if parameters is not None:
         chunks.add_text(TEXT_CHUNK, format_parameters(parameters))
         chunks.add_text(JSON_CHUNK, parameters_json(parameters))
+    if description is not None:
+        chunks.add_text("Description", description)
     chunks.add_itxt(XMP_CHUNK, XMP)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)

@@ -43,6 +43,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     for _ in range(2):
         run(tmp_path, "--only", "noise", "demo-export")
     assert attempted == ["noise", "demo-export", "demo-export"]
+    run(tmp_path, "--only", "noise", "--json", str(tmp_path / "again.json"))
+    assert len(attempted) == 3 and "noise" in json.loads((tmp_path / "again.json").read_text())["sections"]
     run(tmp_path, "--only", "noise", "--fresh")
     assert attempted[3:] == ["noise"]
 

@@ -29,9 +29,7 @@ MICROSOFT = "com.microsoft"
 SPLIT_GELU_WIDTHS = (1280, 2560, 5120)  # the ones that BiasSplitGelu is compiled for
 CHANNELS_A_THREAD = 2  # of GroupNorm: a group's channels must be a multiple
 NONE, SILU = 0, 1
-WIDE = (
-    ir.DataType.FLOAT
-)  # of GroupNorm's weights; and the type to add weights in, so that the CPU can when it loads them
+WIDE = ir.DataType.FLOAT  # of GroupNorm's weights, and of sums of weights, which the CPU folds when it loads them
 
 
 def to_cuda(editor: Editor) -> None:
@@ -133,8 +131,8 @@ def _taken_bias(editor: Editor, *addends: ir.Value) -> ir.Value | None:
     """The sum of the biases of the convolutions that make `addends`, taken from those that nothing else reads."""
     taken = []
     for value in addends:
-        convolution = producer(value, "Conv")
-        if convolution is not None and len(convolution.inputs) == 3 and len(value.uses()) == 1:
+        convolution, read_once = producer(value, "Conv"), len(value.uses()) == 1 and not value.is_graph_output()
+        if convolution is not None and len(convolution.inputs) == 3 and read_once:
             taken.append(needed(convolution.inputs[2]))
             convolution.resize_inputs(2)
     if len(taken) < 2:
@@ -154,13 +152,11 @@ def _convolution_bias_add(editor: Editor) -> None:
         bias = _taken_bias(editor, *addends)
         if bias is None:
             continue
-        last = {name: _channels_last(editor, v, name) for name, v in zip(("first", "second"), addends, strict=True)}
-        channels, (batch, *_) = static(total, 1), _moved_last(total)
-        flat, shape = editor.integers(0, -1, channels), [batch, None, channels]
-        row, skip = (editor.add("Reshape", [v, flat], f"{n}/rows", like=v, shape=shape) for n, v in last.items())
-        biased = editor.add("BiasAdd", [row, bias, skip], "biased", like=row, domain=MICROSOFT)
-        back = editor.add("Shape", [last["second"]], "shape", dtype=ir.DataType.INT64, shape=[4])
-        biased = editor.add("Reshape", [biased, back], "nhwc", like=last["second"])
+        first, second = (_channels_last(editor, v, name) for v, name in zip(addends, ("first", "second"), strict=True))
+        rows = [_rows(editor, value, name) for value, name in ((first, "first"), (second, "second"))]
+        biased = editor.add("BiasAdd", [rows[0], bias, rows[1]], "biased", like=rows[0], domain=MICROSOFT)
+        shape = editor.add("Shape", [second], "shape", dtype=ir.DataType.INT64, shape=[4])
+        biased = editor.add("Reshape", [biased, shape], "nhwc", like=second)
         editor.replace(total, _channels_first(editor, biased, total, "output"))
     editor.finish()
 
@@ -234,6 +230,14 @@ def _moved_last(value: ir.Value) -> list[int | ir.SymbolicDim]:
     assert value.shape is not None
     batch, channels, *rest = value.shape
     return [batch, *rest, channels]
+
+
+def _rows(editor: Editor, value: ir.Value, name: str) -> ir.Value:
+    """(B, H, W, C) → (B, H · W, C)."""
+    assert value.shape is not None
+    batch, _, _, channels = value.shape
+    flat = editor.integers(0, -1, static(value, 3))
+    return editor.add("Reshape", [value, flat], f"{name}/rows", like=value, shape=[batch, None, channels])
 
 
 def _channels_first(editor: Editor, value: ir.Value, like: ir.Value, name: str) -> ir.Value:

@@ -4,8 +4,8 @@
     K, V of the prompt, in all blocks       one for each width that the blocks have
     the timestep's projections, likewise    one for each width
 
-A GPU spends longer on starting each of the small ones than on computing it.  The weights stay three in the file, as the
-other forms and whoever changes one of them want them; they are put side by side when the graph is loaded.
+A GPU spends longer on starting each of the small ones than on computing it.  The weights stay apart in the file, as
+the other forms and whoever changes one of them want them; they are put side by side when the graph is loaded.
 """
 
 from __future__ import annotations

@@ -26,18 +26,17 @@ def complete(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
 
     ExportError: there is neither, or tokenizer.json, which wins where it exists, is not of CLIP's kind."""
     separate = {"vocab.json", "merges.txt"} <= files.keys()
+    if separate and "tokenizer.json" not in files:
+        return dict(files)
     if "tokenizer.json" not in files:
-        if separate:
-            return dict(files)
         raise ExportError(f"{where}: the tokenizer is incomplete", accepted="vocab.json and merges.txt in tokenizer/")
     try:
         document = parse_json(files["tokenizer.json"], "tokenizer.json")
         vocab, merges = _from_tokenizer_json(document)
     except (BundleError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{where}: tokenizer/tokenizer.json is not a CLIP byte-pair tokenizer") from error
-    return (
-        dict(files) if separate else dict(files) | {"vocab.json": _vocab_json(vocab), "merges.txt": _merges_txt(merges)}
-    )
+    made = {} if separate else {"vocab.json": _vocab_json(vocab), "merges.txt": _merges_txt(merges)}
+    return dict(files) | made
 
 
 def clip() -> dict[str, bytes]:

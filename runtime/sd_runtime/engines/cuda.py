@@ -139,8 +139,9 @@ class Gpu:
         memory piece by piece on the first, and in one block on the second.)  What must not or cannot be recorded at all
         is launched as it is, between the graphs of the rest."""
         with self.turn("running for the first time"):
+            recorded = InTurn([launch for launch in launches if launch.recordable])
             for _ in range(WARM_UP_RUNS):
-                InTurn([launch for launch in launches if launch.recordable])()
+                recorded()
             self.stream.sync()
             parts = [
                 self._recorded(InTurn(list(group))) if recordable else InTurn(list(group))
