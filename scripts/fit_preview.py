@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from demo_data import held_out
 from sd_runtime import Pipeline
-from sd_runtime.preview import fit_preview_matrix, preview
+from sd_runtime.images.preview import fit_preview_matrix, preview
 
 DECIMALS = 3
 

@@ -23,7 +23,7 @@ from gpu_timing import DEMO, Row, Settings, latencies
 
 if TYPE_CHECKING:
     from sd_runtime import Pipeline
-    from sd_runtime.manifest import ComponentName
+    from sd_runtime.bundle.manifest import ComponentName
     from sd_runtime.tensor import TensorSpec
 
 PROMPT, SEED, GUIDANCE = "a large red star on a blue background", 5, 4.0
@@ -52,8 +52,8 @@ def noise(settings: Settings) -> Iterator[Row]:
 
 
 def demo_export(settings: Settings) -> Iterator[Row]:
+    from sd_export.exporter import export
     from sd_export.request import ExportRequest
-    from sd_export.stages import export
 
     precisions: tuple[Literal["fp32", "fp16"], ...] = ("fp32",) if settings.dry else ("fp32", "fp16")
     for precision in precisions:
@@ -99,7 +99,7 @@ def _components(
     """Each network, run by `library`, against ONNX Runtime on the CPU, if it is there; latents are `cells` × `cells`.
 
     SystemExit: something else runs it."""
-    from sd_runtime.components import cpu_engine
+    from sd_runtime.engines.loader import cpu_engine
 
     random = np.random.default_rng(0)
     for name in COMPONENTS:
@@ -170,8 +170,8 @@ def _diffusers_picture(device: str) -> Any:
 
 def sd15_export(settings: Settings) -> Iterator[Row]:
     """Random weights: arithmetic takes as long on them as on any."""
+    from sd_export.exporter import export
     from sd_export.request import ExportRequest
-    from sd_export.stages import export
 
     checkpoint = _checkpoint(settings)
     start = time.perf_counter()
@@ -231,7 +231,7 @@ def _with_engines(source: Path, *flags: str) -> tuple[Path, float]:
 
 def _fast(settings: Settings, bundle: Path, library: str, batches: Sequence[int]) -> Iterator[Row]:
     """With the first batch: whether it is right, how it starts, and the decoder, too."""
-    from sd_export.build_check import milliseconds
+    from sd_export.tensorrt_.check import milliseconds
     from sd_runtime import Pipeline
     from sd_runtime.engines.device import DeviceEngine
 
@@ -267,7 +267,7 @@ def _fast(settings: Settings, bundle: Path, library: str, batches: Sequence[int]
 
 
 def _cold(settings: Settings, bundle: Path) -> float:
-    code = "import sys; from sd_runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from sd_runtime.cli.run import main; sys.exit(main(sys.argv[1:]))"
     with tempfile.TemporaryDirectory() as folder:
         size = [f"--{name}={settings.sides}" for name in ("width", "height")]
         flags = [

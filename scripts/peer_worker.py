@@ -63,8 +63,8 @@ def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
     from pathlib import Path
 
     import openvino
-    from sd_runtime.bundle import Bundle
-    from sd_runtime.components import Components
+    from sd_runtime.bundle.bundle import Bundle
+    from sd_runtime.engines.loader import Components
     from sd_runtime.pipeline import Pipeline
     from sd_runtime.tensor import Array, TensorSpec
 

@@ -24,7 +24,7 @@ LARGEST = 600_000  # bytes, all pictures together
 
 SD_RUN = """
 sd-run() {
-    "$PYTHON" -c 'import sys; from sd_runtime.cli import main; sys.exit(main())' "$@" --model "$MODEL" --overwrite
+    "$PYTHON" -c 'import sys; from sd_runtime.cli.run import main; sys.exit(main())' "$@" --model "$MODEL" --overwrite
 }
 """
 

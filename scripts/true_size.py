@@ -139,8 +139,8 @@ def _jitter(network: Any) -> None:
 
 
 def export_all(checkpoint: Path, bundle: Path, precision: Literal["fp32", "fp16"]) -> None:
+    from sd_export.exporter import export
     from sd_export.request import ExportRequest
-    from sd_export.stages import export
 
     export(ExportRequest(str(checkpoint), output=bundle, precision=precision), quiet=False)
 
@@ -150,9 +150,9 @@ def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> l
     import numpy as np
     import onnxruntime
     import torch
-    from sd_export.components import load
+    from sd_export.networks.components import load
     from sd_export.source import resolve_checkpoint
-    from sd_runtime.manifest import Manifest
+    from sd_runtime.bundle.manifest import Manifest
     from sd_runtime.tensor import Array, Dim
 
     sizes = {"batch": 2, "latent_height": CELLS, "latent_width": CELLS, "height": 8 * CELLS, "width": 8 * CELLS}

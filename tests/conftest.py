@@ -1,12 +1,15 @@
-"""Shared by all tests: the demo checkpoint's bundle, exported once a session."""
+"""Shared by all tests: the demo checkpoint's bundle, exported once a session; our pipeline and diffusers' over it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from sd_runtime import Pipeline
 
 # Small tensors on few cores: threads that wait for each other cost more than they bring.  Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +27,21 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if existing := os.environ.get("SD_LEAN_TEST_BUNDLE"):
         return Path(existing)
     pytest.importorskip("torch")
+    from sd_export.exporter import export
     from sd_export.request import ExportRequest
-    from sd_export.stages import export
 
     return export(ExportRequest("demo", output=tmp_path_factory.mktemp("bundles") / "demo"))
+
+
+@pytest.fixture(scope="session")
+def pipe(demo_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(demo_bundle, device="cpu") as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="session")
+def reference() -> Any:
+    """diffusers' StableDiffusionPipeline; `demo_reference.switched` chooses its sampler."""
+    from demo_reference import load_reference
+
+    return load_reference()

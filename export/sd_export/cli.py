@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sd_runtime.arguments import ArgumentParser
-from sd_runtime.console import run
+from sd_runtime.cli.arguments import ArgumentParser
+from sd_runtime.cli.console import run
 from sd_runtime.errors import UsageError
 
-from . import build_cli
-from .build_cli import add_engine_flags, build_request
-from .build_plan import BuildRequest
 from .request import COMPONENTS, PRECISIONS, ExportRequest
+from .tensorrt_ import cli as build_cli
+from .tensorrt_.cli import add_engine_flags, build_request
+from .tensorrt_.plan import BuildRequest
 
 EPILOG = """examples:
   sd-export --model demo
@@ -76,14 +76,14 @@ def _run(args: argparse.Namespace) -> None:
     )
     engines = _engines(args)
     if args.tensorrt:
-        from .build_engine import import_tensorrt
+        from .tensorrt_.engine import import_tensorrt
 
         import_tensorrt()  # before the export takes its minutes
-    from .stages import export
+    from .exporter import export
 
     bundle = export(request, quiet=args.quiet)
     if args.tensorrt:
-        from .build import build
+        from .tensorrt_.build import build
 
         build(replace(engines, bundle=bundle), quiet=args.quiet)
     print(bundle)

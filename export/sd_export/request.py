@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sd_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from sd_runtime.manifest import Precision
+    from sd_runtime.bundle.manifest import Precision
 
 NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")  # what every checkpoint has
 COMPONENTS = (*NETWORKS, "safety_checker")

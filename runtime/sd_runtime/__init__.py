@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .bundle import Bundle as Bundle
+    from .bundle.bundle import Bundle as Bundle
     from .errors import BundleError as BundleError
     from .errors import DependencyError as DependencyError
     from .errors import EngineError as EngineError

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UsageError
+from .images.metadata import Parameters
 from .inputs import NO_INPUTS, Inputs
-from .metadata import Parameters
 from .noise import NoiseSource
 from .provenance import SAFETY_CHECKER
 from .request import Request

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import UsageError
-from .image import Picture, from_pictures
+from .images.convert import Picture, from_pictures
 from .request import Request
 from .tensor import Array, all_finite
 

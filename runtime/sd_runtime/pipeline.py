@@ -15,25 +15,25 @@ from typing import Literal
 
 import numpy as np
 
-from .bundle import Bundle, find_bundle
-from .components import EAGER, Components
-from .denoise import Guidance
+from .bundle.bundle import Bundle, find_bundle
+from .bundle.manifest import Manifest
+from .bundle.safetensors_file import open_safetensors
+from .engines.loader import EAGER, Components
 from .errors import UsageError
 from .generation import Generation
-from .image import Picture, Resize, from_pictures
+from .images.convert import Picture, Resize, from_pictures
+from .images.metadata import Parameters
+from .images.preview import SD1_PREVIEW
 from .inputs import NO_INPUTS, Inputs, check_latents, check_size, make_inputs
-from .manifest import Manifest
-from .metadata import Parameters
-from .preview import SD1_PREVIEW
+from .loop.host import Guidance
+from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
+from .networks.vae import Decoded, Posterior, decode, encode
 from .prompt import PromptEmbeddings, TokenEmbeddings, Tokenizer, encode_prompts, load_textual_inversion
 from .provenance import describe
 from .request import DEFAULT_STRENGTH, Request, make_request
 from .result import Result, Step
-from .safetensors import open_safetensors
-from .safety import PREPROCESSOR, ImageProcessor, SafetyChecker
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .tensor import Array
-from .vae import Decoded, Posterior, decode, encode
 
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"
 

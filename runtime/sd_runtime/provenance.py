@@ -23,16 +23,16 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from . import __version__
+from .bundle.manifest import Manifest
+from .cli.settings import Settings
 from .errors import SDError, UsageError
-from .image import Resize
+from .images.convert import Resize
+from .images.metadata import Parameters, shortest
 from .inputs import Inputs, digest
-from .manifest import Manifest
-from .metadata import Parameters, shortest
 from .prompt.normalization import normalize
 from .request import Request
 from .sampling import SchedulerConfig, resolve
 from .sampling.make import DEFAULT_ETA
-from .settings import Settings
 from .tensor import Array
 
 PROGRAM = "sd-lean"

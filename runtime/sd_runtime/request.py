@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from .bundle.manifest import Defaults
 from .errors import UsageError
-from .image import Resize
-from .manifest import Defaults
+from .images.convert import Resize
 from .noise import RNG, check_seed
 from .prompt.tokenizer import check_text
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UsageError
-from .image import to_pictures
-from .metadata import Parameters
-from .preview import preview
+from .images.convert import to_pictures
+from .images.metadata import Parameters
+from .images.preview import preview
+from .networks.vae import Decoded
 from .request import Request
 from .tensor import Array
-from .vae import Decoded
 
 if TYPE_CHECKING:
     from PIL.Image import Image

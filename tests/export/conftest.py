@@ -14,16 +14,16 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from sd_export import components
-from sd_export.modules import freeze
-from sd_export.precision import to_float16
+from sd_export.exporter import export
+from sd_export.graphs.precision import to_float16
+from sd_export.graphs.trace import trace
+from sd_export.graphs.weights import save
+from sd_export.networks import components
+from sd_export.networks.modules import freeze
+from sd_export.networks.signature import Signature
 from sd_export.request import NETWORKS, ExportRequest
-from sd_export.signature import Signature
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
-from sd_export.stages import export
-from sd_export.trace import trace
-from sd_export.weights import save
 from sd_runtime.tensor import Array, Dim
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

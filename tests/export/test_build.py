@@ -16,19 +16,20 @@ import pytest
 from fake_builder import FakeBuilders
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
-from sd_export import build as module
-from sd_export import build_check, build_publish
-from sd_export.build import build
-from sd_export.build_engine import Settings, build_engine
-from sd_export.build_failures import explain
-from sd_export.build_plan import FLOAT32, BuildRequest, plan_jobs
 from sd_export.cli import main
 from sd_export.pack import write_synced
-from sd_runtime.backends import TensorRTBackend
-from sd_runtime.bundle import Bundle
-from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sd_export.tensorrt_ import build as module
+from sd_export.tensorrt_ import check as build_check
+from sd_export.tensorrt_ import publish as build_publish
+from sd_export.tensorrt_.build import build
+from sd_export.tensorrt_.engine import Settings, build_engine
+from sd_export.tensorrt_.failures import explain
+from sd_export.tensorrt_.plan import FLOAT32, BuildRequest, plan_jobs
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.manifest import MANIFEST, Manifest, record_file
+from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
+from sd_runtime.engines.tensorrt_.selection import TensorRTBackend
 from sd_runtime.errors import DependencyError, EngineError, ExportError, OutOfMemoryError
-from sd_runtime.manifest import MANIFEST, Manifest, record_file
 from sd_runtime.pipeline import Pipeline
 from sd_runtime.tensor import Array
 
@@ -312,7 +313,7 @@ def test_a_dynamic_engine_is_tried_at_the_ends_of_its_range(
     how: str, complaint: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only(bundle, "vae_decoder")
-    monkeypatch.setattr("sd_export.build_plan.FALLBACK_PIXELS", (64, 192))
+    monkeypatch.setattr("sd_export.tensorrt_.plan.FALLBACK_PIXELS", (64, 192))
     builders = machine(monkeypatch)
     builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
     with pytest.raises(ExportError, match=complaint):
@@ -366,9 +367,9 @@ def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
     """Without the weights' size, gigabytes are copied; a whole batch's attentions fill as many; so do large shapes."""
     only(bundle, "unet", "vae_decoder")
     (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), precision="fp16").to_bytes())
-    monkeypatch.setattr("sd_export.build_plan.FALLBACK_PIXELS", (64, 192))
+    monkeypatch.setattr("sd_export.tensorrt_.plan.FALLBACK_PIXELS", (64, 192))
     machine(monkeypatch)
-    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", Watched)
+    monkeypatch.setattr("sd_runtime.engines.loader.OnnxRuntimeEngine", Watched)
     Watched.opened.clear()
     Watched.shapes.clear()
     build(BuildRequest(bundle))
@@ -384,7 +385,7 @@ def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
 def sluggish(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
     """How long the next engines take, in milliseconds."""
     left = list(times)
-    monkeypatch.setattr("sd_export.build_check.milliseconds", lambda *_: left.pop(0))
+    monkeypatch.setattr("sd_export.tensorrt_.check.milliseconds", lambda *_: left.pop(0))
 
 
 def half_unet(bundle: Path) -> None:
@@ -476,7 +477,7 @@ def test_without_onnxruntime_black_pictures_are_still_found(
     def missing(*_: object, **__: object) -> None:
         raise DependencyError("no engine library is installed")
 
-    monkeypatch.setattr("sd_runtime.components.OnnxRuntimeEngine", missing)
+    monkeypatch.setattr("sd_runtime.engines.loader.OnnxRuntimeEngine", missing)
     build(BuildRequest(bundle, **SMALL))
     said = capsys.readouterr().err
     assert said.count("engines are not compared with their graphs: no engine library is installed") == 1
@@ -617,7 +618,7 @@ def test_engines_are_chosen_while_exporting(
 ) -> None:
     machine(monkeypatch)
     built: list[BuildRequest] = []
-    monkeypatch.setattr("sd_export.stages.export", lambda *_, **__: bundle)
+    monkeypatch.setattr("sd_export.exporter.export", lambda *_, **__: bundle)
     monkeypatch.setattr(module, "build", lambda request, **_: built.append(request))
     engines = ["--size", "64x128", "--batch", "1,2", "--no-fallback", "--engine-precision", "bf16"]
     assert main(["--model", "demo", "--tensorrt", *engines]) == 0
@@ -648,6 +649,7 @@ def test_without_tensorrt_one_line_says_what_to_install(
 
 def test_building_needs_neither_torch_nor_onnx() -> None:
     """The machine that draws has only the runtime, TensorRT and polygraphy."""
-    code = "import sd_export.build, sd_export.build_cli, sys; print({'torch', 'onnx', 'onnx_ir'} & set(sys.modules))"
+    modules = "sd_export.tensorrt_.build, sd_export.tensorrt_.cli"
+    code = f"import {modules}, sys; print({{'torch', 'onnx', 'onnx_ir'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sd_export.build_plan import BuildRequest, form_for, parse_batches, parse_size, plan_jobs
+from sd_export.tensorrt_.plan import BuildRequest, form_for, parse_batches, parse_size, plan_jobs
+from sd_runtime.bundle.manifest import MANIFEST, Component, Manifest
 from sd_runtime.errors import BundleError, UsageError
-from sd_runtime.manifest import MANIFEST, Component, Manifest
 from sd_runtime.tensor import TensorSpec
 
 

@@ -20,19 +20,19 @@ from diffusers import AutoencoderKL, AutoencoderTiny, EulerDiscreteScheduler, La
 from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
 from fake_cuda import FakeGpu
 from fake_onnxruntime import FakeOnnxRuntime
-from sd_export.build_plan import BuildRequest, plan_jobs
+from sd_export.exporter import export
 from sd_export.request import ExportRequest
-from sd_export.stages import export
+from sd_export.tensorrt_.plan import BuildRequest, plan_jobs
 from sd_runtime import Bundle, Pipeline, Result, make_request
-from sd_runtime.cli import main
-from sd_runtime.components import Components
-from sd_runtime.device_loop import DeviceDenoiser
+from sd_runtime.bundle.manifest import Defaults, Precision
+from sd_runtime.cli.run import main
+from sd_runtime.engines.loader import Components
 from sd_runtime.errors import ExportError
-from sd_runtime.image import to_pictures
-from sd_runtime.manifest import Defaults, Precision
-from sd_runtime.metadata import read_parameters
+from sd_runtime.images.convert import to_pictures
+from sd_runtime.images.metadata import read_parameters
+from sd_runtime.loop.device import DeviceDenoiser
+from sd_runtime.networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker, adjusted
 from sd_runtime.provenance import recall
-from sd_runtime.safety import PREPROCESSOR, ImageProcessor, SafetyChecker, adjusted
 from sd_runtime.sampling import SchedulerConfig
 from sd_runtime.tensor import Array
 from tiny_checkpoints import CHECKED, SEEDS, image_processor, load_reference, safety_checker, set_thresholds

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sd_export import stages
+from sd_export import exporter as stages
 from sd_export.cli import main
 from sd_export.progress import Progress, describe_size
 

@@ -15,14 +15,14 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 from runnable import in_float32, with_functions
-from sd_export.build_plan import FLOAT32
-from sd_export.forms import FORMS, rewrite, write_forms
-from sd_export.forms.attention import decompose_attention
-from sd_export.forms.editor import Editor
-from sd_export.precision import to_float16
-from sd_export.weights import save
+from sd_export.graphs.forms import FORMS, rewrite, write_forms
+from sd_export.graphs.forms.attention import decompose_attention
+from sd_export.graphs.forms.editor import Editor
+from sd_export.graphs.precision import to_float16
+from sd_export.graphs.weights import save
+from sd_export.tensorrt_.plan import FLOAT32
+from sd_runtime.bundle.manifest import MANIFEST, Graph, Manifest, Precision
 from sd_runtime.errors import ExportError
-from sd_runtime.manifest import MANIFEST, Graph, Manifest, Precision
 from sd_runtime.tensor import Array
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")

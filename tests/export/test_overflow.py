@@ -9,10 +9,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from sd_export.overflow import HEADROOM, float32_values, peaks, require_finite
-from sd_export.precision import LARGEST, to_float16
-from sd_export.probes import latent_probes, picture_probes
-from sd_export.weights import save
+from sd_export.graphs.overflow import HEADROOM, float32_values, peaks, require_finite
+from sd_export.graphs.precision import LARGEST, to_float16
+from sd_export.graphs.weights import save
+from sd_export.networks.probes import latent_probes, picture_probes
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array
 

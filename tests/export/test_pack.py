@@ -114,7 +114,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from sd_export import pack
-from sd_runtime.console import run
+from sd_runtime.cli.console import run
 
 def export():
     target = Path(sys.argv[1])

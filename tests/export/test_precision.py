@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto
-from sd_export.precision import to_float16
+from sd_export.graphs.precision import to_float16
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array
 

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from sd_export.forms.editor import Editor
-from sd_export.forms.products import MOST_PARTS, merge_products
+from sd_export.graphs.forms.editor import Editor
+from sd_export.graphs.forms.products import MOST_PARTS, merge_products
 from sd_runtime.tensor import Array
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23]> main (float[2, 4] x, float[2, 4] other) => (float[2, N] y)'

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from sd_export import stages
+from sd_export import exporter as stages
+from sd_export.exporter import export
 from sd_export.progress import Progress
 from sd_export.request import NETWORKS, ExportRequest
 from sd_export.source import Checkpoint
-from sd_export.stages import export
-from sd_runtime.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.manifest import MANIFEST, Defaults, record_file
 from sd_runtime.errors import DependencyError, ExportError, UsageError
-from sd_runtime.manifest import MANIFEST, Defaults, record_file
 
 SMALLEST = ("text_encoder",)
 

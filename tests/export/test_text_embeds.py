@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 from safetensors import safe_open
-from sd_export.forms import text_embeds
-from sd_export.signature import Sizes, text_embeds_signature
-from sd_export.weights import save_graph
+from sd_export.graphs.forms import text_embeds
+from sd_export.graphs.weights import save_graph
+from sd_export.networks.signature import Sizes, text_embeds_signature
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 

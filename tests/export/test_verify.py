@@ -29,10 +29,10 @@ from sd_export.verify.probe import Probe, full_probe, sample_picture, short_prob
 from sd_export.verify.reference import JSON, LATENTS, PICTURE, TENSORS, Reference
 from sd_export.verify.report import Report, Row
 from sd_export.verify.torch_reference import make_reference
-from sd_runtime.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.manifest import MANIFEST, EngineRecord, Manifest, record_file
+from sd_runtime.bundle.safetensors_file import open_safetensors
 from sd_runtime.errors import BundleError, ParityError
-from sd_runtime.manifest import MANIFEST, EngineRecord, Manifest, record_file
-from sd_runtime.safetensors import open_safetensors
 from sd_runtime.tensor import Array
 from test_tensorrt_pipeline import VERSION, copy_with_engines
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from sd_export.cli import main
+from sd_export.exporter import export
 from sd_export.request import NETWORKS, ExportRequest
-from sd_export.stages import export
 from sd_export.verify import limits
 from sd_export.verify.reference import FOLDER, JSON, TENSORS, Reference
-from sd_runtime.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.manifest import Check, Verification
 from sd_runtime.errors import ExportError
-from sd_runtime.manifest import Check, Verification
 
 QUICKEST = ("vae_encoder",)
 

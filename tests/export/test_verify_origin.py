@@ -11,9 +11,9 @@ import pytest
 from sd_export.source import resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
 from sd_export.verify.origin import difference, find, find_source, open_checkpoint
-from sd_runtime.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.manifest import Manifest, Source
 from sd_runtime.errors import ExportError
-from sd_runtime.manifest import Manifest, Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

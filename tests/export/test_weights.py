@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from safetensors import safe_open
-from sd_export.weights import LINE, PAGE, SMALL
+from sd_export.graphs.weights import LINE, PAGE, SMALL
 from sd_runtime.tensor import Array
 
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sd_runtime.bundle.manifest import Source
 from sd_runtime.errors import ExportError, one_line
-from sd_runtime.manifest import Source
 
 from . import hub, single_file
 from .checkpoint import TAESD, Checkpoint, Config, hash_files, readable

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sd_runtime.bundle.manifest import Source
 from sd_runtime.errors import ExportError, one_line
-from sd_runtime.manifest import Source
 
 Config = Mapping[str, Any]
 NETWORKS = ("text_encoder", "unet", "vae")

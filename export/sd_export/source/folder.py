@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError, one_line
-from sd_runtime.schema import parse_json
 
 from . import tokenizer
 from .architecture import check_networks, check_pipeline, has_safety_checker

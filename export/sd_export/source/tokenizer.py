@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError
-from sd_runtime.schema import parse_json
 
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLIP_MERGES = Path(__file__).with_name("clip_merges.txt.gz")

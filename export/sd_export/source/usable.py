@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError, one_line
 from sd_runtime.prompt import Tokenizer
 from sd_runtime.sampling import SchedulerConfig
-from sd_runtime.schema import parse_json
 
 from .checkpoint import Config
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from sd_runtime.bundle import Bundle
-from sd_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.tensor import Array, TensorSpec
 
-from ..components import load
+from ..networks.components import load
 from ..source import Checkpoint
 from .measures import measure
 from .reference import Case, Reference

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd_runtime.arguments import ArgumentParser
-from sd_runtime.console import run_parsed
+from sd_runtime.cli.arguments import ArgumentParser
+from sd_runtime.cli.console import run_parsed
 from sd_runtime.errors import DependencyError, SDError, UsageError
 
 if TYPE_CHECKING:
-    from sd_runtime.bundle import Bundle
+    from sd_runtime.bundle.bundle import Bundle
     from sd_runtime.pipeline import Pipeline
 
     from ..source import Checkpoint
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from sd_runtime.bundle import Bundle, find_bundle
-    from sd_runtime.reports import check_report, write_report
+    from sd_runtime.bundle.bundle import Bundle, find_bundle
+    from sd_runtime.cli.reports import check_report, write_report
 
     from .compare import compare, open_pipeline
 

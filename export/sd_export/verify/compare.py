@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from sd_runtime.bundle import Bundle
-from sd_runtime.components import Components
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.engines.loader import Components
 from sd_runtime.errors import NumericalError
 from sd_runtime.noise import NoiseSource
 from sd_runtime.pipeline import Pipeline

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sd_runtime.manifest import EnginePrecision
+from sd_runtime.bundle.manifest import EnginePrecision
 
 from .measures import Measure
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sd_runtime.bundle.manifest import Manifest, Source
 from sd_runtime.errors import ExportError, SDError
-from sd_runtime.manifest import Manifest, Source
 
 from ..source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
 from ..source.checkpoint import SAFETY_CHECKER, TAESD

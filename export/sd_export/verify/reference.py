@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd_runtime.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.safetensors_file import open_safetensors
+from sd_runtime.bundle.schema import from_json, parse_json, to_json
 from sd_runtime.errors import BundleError
-from sd_runtime.safetensors import open_safetensors
-from sd_runtime.schema import from_json, parse_json, to_json
 from sd_runtime.tensor import Array
 
 from .probe import Probe

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from sd_runtime.bundle.manifest import Precision
+from sd_runtime.bundle.schema import to_json
 from sd_runtime.errors import ParityError
-from sd_runtime.manifest import Precision
-from sd_runtime.schema import to_json
 from sd_runtime.tensor import Array
 
 from .limits import Limit

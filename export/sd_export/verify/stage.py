@@ -8,11 +8,11 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from sd_runtime.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.manifest import Check, Defaults, Verification
 from sd_runtime.errors import ExportError, ParityError
-from sd_runtime.manifest import Check, Defaults, Verification
 
-from ..signature import Sizes
+from ..networks.signature import Sizes
 from ..source import Checkpoint
 from .compare import compare, open_pipeline
 from .probe import short_probe

@@ -20,7 +20,7 @@ import torch
 from sd_runtime.sampling import resolve
 from sd_runtime.tensor import Array
 
-from ..components import load
+from ..networks.components import load
 from ..source import Checkpoint, load_text_encoder, load_unet, load_vae
 from ..source.checkpoint import SAFETY_CHECKER, TAESD
 from .probe import TEXTS, Probe, sample_picture

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import ArgumentParser
-from ..console import run
+from ..bundle.schema import from_json, parse_json, to_json
+from ..cli.arguments import ArgumentParser
+from ..cli.console import run
 from ..errors import SDError, UsageError
-from ..schema import from_json, parse_json, to_json
 
 TOLERANCE = 0.2  # of a ratio; two measurements on one machine differ by as much
 ROUNDS = "7"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 from ..errors import UsageError
 from ..pipeline import Pipeline
 from ..request import Request
@@ -24,7 +24,7 @@ from .processes import Cost, GpuMemory, peak_megabytes, run
 from .stages import Batch, TimedComponents, measure_batches, measure_stages, open_timed, time_picture, varied
 
 SETTLE = 0.3  # seconds after which threads of torch that wait for work no longer spin
-SD_RUN = "import sys; from sd_runtime.cli import main; sys.exit(main())"
+SD_RUN = "import sys; from sd_runtime.cli.run import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _likeness(one: Path, other: Path) -> float | None:
     """PSNR of two pictures in dB; None where they are equal to the last bit."""
     import numpy as np
 
-    from ..image import open_picture
+    from ..images.convert import open_picture
 
     a, b = (np.asarray(open_picture(path), np.float64) for path in (one, other))
     error = float(((a - b) ** 2).mean())

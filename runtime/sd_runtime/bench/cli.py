@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..arguments import ArgumentParser
-from ..console import run_parsed
+from ..cli.arguments import ArgumentParser
+from ..cli.console import run_parsed
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..bundle.bundle import Bundle
     from .benchmark import Plan
 
 PROMPT = "a large yellow star on a blue background"
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     _check_outputs(args)
-    from ..bundle import Bundle, find_bundle
-    from ..reports import write_report
+    from ..bundle.bundle import Bundle, find_bundle
+    from ..cli.reports import write_report
     from .benchmark import measure
 
     bundle = Bundle.open(find_bundle(args.bundle))
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Before minutes are spent: that the files can be written."""
-    from ..reports import check_report
+    from ..cli.reports import check_report
 
     for path in (args.json, args.plot):
         if path is not None:

@@ -19,7 +19,7 @@ from .machine import physical_cores
 from .processes import Cost, run
 
 if TYPE_CHECKING:
-    from ..manifest import Manifest
+    from ..bundle.manifest import Manifest
     from ..request import Request
 
 PEER = [sys.executable, "-m", "sd_runtime.bench.peer"]

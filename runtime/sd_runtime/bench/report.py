@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..schema import to_json as plain
+from ..bundle.schema import to_json as plain
 from .benchmark import Results
 from .charts import Bar, Line, bar_chart, line_chart, standalone
 from .distribution import Distribution

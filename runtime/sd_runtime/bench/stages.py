@@ -20,14 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..components import Components
+from ..engines.loader import Components
 from ..engines.protocol import Engine, Feed
 from ..pipeline import Pipeline
 from ..tensor import Array, TensorSpec
 from .distribution import Distribution
 
 if TYPE_CHECKING:
-    from ..bundle import Bundle
+    from ..bundle.bundle import Bundle
     from ..request import Request
 
 STAGES = ("tokenize", "text", "unet", "host", "decode", "png", "picture")
@@ -109,7 +109,7 @@ def varied(request: Request, number: int = 0, images: int = 1) -> Request:
 
 def time_picture(pipeline: Pipeline, components: TimedComponents, request: Request) -> Samples:
     """Draw one picture and say how long its stages took."""
-    from ..metadata import png_bytes
+    from ..images.metadata import png_bytes
 
     for name in ("text_encoder", "unet"):
         components.calls(name)

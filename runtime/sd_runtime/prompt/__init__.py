@@ -7,9 +7,9 @@ chunks             77 tokens at a time
 encode             chunks → encoder_hidden_states
 """
 
+from ..adapters.textual_inversion import TokenEmbeddings, load_textual_inversion
 from .chunks import Chunk, TokenizedPrompt
 from .encode import PromptEmbeddings, encode_prompts
-from .textual_inversion import TokenEmbeddings, load_textual_inversion
 from .tokenizer import Tokenizer
 
 __all__ = [

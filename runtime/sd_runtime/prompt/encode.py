@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..adapters.textual_inversion import TokenEmbeddings
 from ..engines.protocol import Engine
 from ..errors import NumericalError, UsageError
 from ..tensor import Array, Dim, all_finite
 from .chunks import LENGTH, NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
-from .textual_inversion import TokenEmbeddings
 from .tokenizer import Tokenizer, check_text
 from .weights import parse_weights
 

@@ -1,0 +1,291 @@
+"""export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
+
+What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
+object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
+that start with an underscore.  Without it the defaults are those of `usual_settings`, and the size of training.
+`_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
+scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sd_runtime.bundle.locations import bundle_home
+from sd_runtime.bundle.manifest import (
+    MANIFEST,
+    Component,
+    Defaults,
+    Latent,
+    Manifest,
+    Source,
+    Verification,
+    record_file,
+)
+from sd_runtime.bundle.schema import from_json
+from sd_runtime.errors import BundleError, DependencyError, ExportError, UsageError, one_line
+from sd_runtime.request import make_request
+from sd_runtime.sampling import SchedulerConfig, make_plan
+
+from . import pack
+from .networks.signature import MAX_CELLS, MIN_CELLS, Sizes
+from .progress import Progress
+from .request import NETWORKS, ExportRequest
+from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
+from .source.architecture import pipeline_class, usual_settings
+from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER, TAESD
+from .verify.reference import TENSORS, Reference
+
+LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
+VERSIONS = ("sd-lean", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")  # they shape the graphs
+STAGES_PER_COMPONENT = 4
+
+
+def export(request: ExportRequest, *, quiet: bool = True) -> Path:
+    """Export a checkpoint and return the bundle's folder.  The whole flow:
+
+        model → Checkpoint → for each component: module → traced graph (→ float16) → .onnx + .safetensors → checked
+              → configs, tokenizer, manifest → compared with torch → synced and renamed into place
+
+    A complete bundle of the same checkpoint, precision and components is left as it is.  ExportError, UsageError and
+    DependencyError say what is in the way; then nothing has changed at the target."""
+    _require_libraries()
+    with Progress(1, quiet=quiet) as progress:
+        with progress.stage("checkpoint"):
+            checkpoint = _resolve(request, quiet=quiet)
+            latent, defaults = _latent(checkpoint), _defaults(checkpoint)
+        names = _components(request, checkpoint)
+        progress.expect(1 + 2 * request.verify + STAGES_PER_COMPONENT * len(names))
+        target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
+        with pack.locked(target, progress.note):
+            if _is_current(target, request, names, checkpoint):
+                progress.note(f"{target} is up to date")
+                return target
+            _refuse_to_overwrite(target, force=request.force)
+            with pack.staged(target) as folder:
+                components = _export_components(names, request, checkpoint, folder, progress)
+                reference = _store_reference(names, checkpoint, defaults, folder, progress) if request.verify else None
+                with progress.stage("pack"):
+                    _write_configs(checkpoint, names, folder)
+                    manifest = _manifest(request, checkpoint, latent, defaults, components, folder)
+                    (folder / MANIFEST).write_bytes(manifest.to_bytes())
+                if reference is not None:
+                    verified = replace(manifest, verification=_verify(folder, reference, progress))
+                    (folder / MANIFEST).write_bytes(verified.to_bytes())
+    return target
+
+
+def _resolve(request: ExportRequest, *, quiet: bool) -> Checkpoint:
+    """The checkpoint, with the parts from elsewhere that were asked for."""
+    wanted = request.components is None or SAFETY_CHECKER in request.components
+    checkpoint = resolve_checkpoint(request.model, revision=request.revision, safety_checker=wanted, quiet=quiet)
+    if request.vae is not None:
+        checkpoint = with_vae(checkpoint, request.vae, quiet=quiet)
+    if request.taesd is not None:
+        checkpoint = with_taesd(checkpoint, request.taesd, quiet=quiet)
+    return checkpoint
+
+
+def _components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What to export, in the order of the flow: all that there is, or what was asked for."""
+    extra = tuple(name for name in (SAFETY_CHECKER, TAESD) if name in checkpoint.weights)
+    if request.components is None:
+        return NETWORKS + extra
+    if SAFETY_CHECKER in request.components and SAFETY_CHECKER not in extra:
+        raise ExportError(f"model '{checkpoint.id}' has no safety checker", got=f"components {request.components}")
+    return tuple(name for name in NETWORKS + extra if name in request.components or name == TAESD)
+
+
+def _require_libraries() -> None:
+    """Fail before anything is downloaded if the export extra is not installed."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyError(f"sd-export needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
+
+
+def _export_components(
+    names: tuple[str, ...], request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
+) -> dict[str, Component]:
+    from .networks.components import (  # imports torch: only once there is something to trace
+        export_component,
+        export_loop,
+    )
+
+    networks = {name: export_component(name, checkpoint, request.precision, folder, progress) for name in names}
+    return networks | export_loop(checkpoint, names, folder)
+
+
+def _store_reference(
+    names: tuple[str, ...], checkpoint: Checkpoint, defaults: Defaults, folder: Path, progress: Progress
+) -> Reference:
+    from .verify.stage import store_reference
+
+    with progress.stage("reference", folder / TENSORS):
+        return store_reference(checkpoint, names, defaults, folder)
+
+
+def _verify(folder: Path, reference: Reference, progress: Progress) -> Verification:
+    from .verify.stage import verify_bundle
+
+    with progress.stage("verify"):
+        return verify_bundle(folder, reference)
+
+
+def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], checkpoint: Checkpoint) -> bool:
+    """Whether `target` is already what the request asks for, made by these versions, and no file of it is damaged."""
+    try:
+        manifest = Manifest.from_bytes((target / MANIFEST).read_bytes())
+    except (OSError, BundleError):
+        return False
+    return (
+        manifest.source.files == dict(checkpoint.files)
+        and {name: part.files for name, part in manifest.parts.items()} == _part_files(checkpoint)
+        and manifest.precision == request.precision
+        and {n for n, c in manifest.components.items() if c.weights is not None} == set(names)
+        and manifest.exporter == _exporter()
+        and (not request.verify or (manifest.verification is not None and not manifest.verification.skipped))
+        and all((target / n).is_file() and record_file(target / n) == f for n, f in manifest.files.items())
+    )
+
+
+def _part_files(checkpoint: Checkpoint) -> dict[str, dict[str, str]]:
+    return {name: part.files for name, part in checkpoint.parts.items()}
+
+
+def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
+    """Only a bundle is ever replaced, and only on request; an empty folder is taken."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        found = json.loads((target / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or "schema_version" not in found:
+        raise ExportError(
+            f"{target} exists and is not a bundle", remedy="remove it or choose another place with --output"
+        )
+    if not force:
+        source = found.get("source")
+        got = f"a {found.get('precision')} bundle of {source.get('id') if isinstance(source, dict) else None}"
+        remedy = "replace it with --force, or choose another place with --output"
+        raise ExportError(f"{target} exists", got=got, remedy=remedy)
+
+
+def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: Path) -> None:
+    """The files that make the bundle a diffusers folder: model_index.json, each config.json, scheduler, tokenizer."""
+    checked = SAFETY_CHECKER in components
+    others = {  # optimum would load a safety checker with torch, and needs none
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
+        "image_encoder": [None, None],
+        "_class_name": pipeline_class(checkpoint.configs),
+    }
+    _write_json(folder / "model_index.json", dict(checkpoint.model_index) | others)
+    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
+    if checked:
+        _write_json(folder / FEATURE_EXTRACTOR / "preprocessor_config.json", checkpoint.configs[FEATURE_EXTRACTOR])
+    for name in components:
+        _write_json(folder / name / "config.json", checkpoint.configs["vae" if name.startswith("vae") else name])
+    (folder / "tokenizer").mkdir()
+    for name, content in checkpoint.tokenizer.items():
+        (folder / "tokenizer" / name).write_bytes(content)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    kept = {key: item for key, item in value.items() if key != "_name_or_path"}  # it may be a path of some machine
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _manifest(
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    latent: Latent,
+    defaults: Defaults,
+    components: dict[str, Component],
+    folder: Path,
+) -> Manifest:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    origin = checkpoint.id if checkpoint.revision is not None else checkpoint.name  # not where it lies on this machine
+    return Manifest(
+        name=checkpoint.name,
+        source=Source(origin, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
+        parts=dict(sorted(checkpoint.parts.items())),
+        precision=request.precision,
+        latent=latent,
+        defaults=defaults,
+        components=components,
+        files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
+        exporter=_exporter(),
+        verification=None if request.verify else Verification(skipped=True),
+    )
+
+
+def _latent(checkpoint: Checkpoint) -> Latent:
+    """The latent space; ExportError if the VAE's scaling factor or the matrix for previews cannot be."""
+    sizes, factor = Sizes.of(checkpoint.configs), checkpoint.configs["vae"].get("scaling_factor", 0.18215)
+    if type(factor) not in (int, float) or not 0 < factor < math.inf:
+        raise ExportError("vae/config.json: scaling_factor", got=repr(factor), accepted="a positive number")
+    with _refused(checkpoint):
+        return Latent(sizes.channels, sizes.pixels, factor, _preview(checkpoint.model_index.get("_preview")))
+
+
+def _defaults(checkpoint: Checkpoint) -> Defaults:
+    """The recommended settings; see the top of this module.  ExportError if nothing could be drawn with them."""
+    sizes, recommended = Sizes.of(checkpoint.configs), checkpoint.model_index.get("_defaults")
+    side, (steps, guidance_scale) = sizes.cells * sizes.pixels, usual_settings(checkpoint.name, checkpoint.configs)
+    usual = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": side, "width": side}
+    with _refused(checkpoint):
+        defaults = from_json(Defaults, usual if recommended is None else recommended, "defaults")
+        make_request(defaults, "")
+        make_plan(SchedulerConfig.from_dict(checkpoint.configs["scheduler"]), defaults.num_inference_steps)
+        low, high = MIN_CELLS * sizes.pixels, MAX_CELLS * sizes.pixels
+        for name, length in (("height", defaults.height), ("width", defaults.width)):
+            if length % sizes.pixels or not low <= length <= high:
+                accepted = f"multiples of {sizes.pixels} from {low} to {high}"
+                raise UsageError(f"defaults.{name}", got=length, accepted=accepted)
+    return defaults
+
+
+@contextmanager
+def _refused(checkpoint: Checkpoint) -> Iterator[None]:
+    """What the runtime would say against the bundle, as an ExportError about the checkpoint."""
+    try:
+        yield
+    except (BundleError, UsageError) as error:
+        what = f"model '{one_line(checkpoint.id)}': {error.what.removeprefix(f'{MANIFEST}: ')}"
+        raise ExportError(what, got=error.got, accepted=error.accepted) from error
+
+
+def _preview(rows: Any) -> tuple[tuple[float, ...], ...] | None:
+    """The matrix for previews; see the top of this module."""
+    if rows is None:
+        return None
+    try:
+        matrix = tuple(tuple(float(number) for number in row) for row in rows)
+    except (TypeError, ValueError):
+        matrix = ()
+    if {len(row) for row in matrix} != {3}:
+        raise ExportError("model_index.json: _preview", got=rows, accepted="a list of rows of three numbers")
+    return matrix
+
+
+def _exporter() -> dict[str, str]:
+    """The versions of what makes the graphs; another set may give other bytes."""
+    return {name: _version(name) for name in VERSIONS}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

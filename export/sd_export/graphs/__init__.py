@@ -1,0 +1,1 @@
+"""ONNX graphs: traced, converted, written in forms over the same weights."""

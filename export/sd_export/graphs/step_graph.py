@@ -1,0 +1,176 @@
+"""The sampler step as a small ONNX graph, so that denoising never leaves the GPU.
+
+A sampling plan is a table: after evaluation k of the UNet, state ← coefficients[k] @ [state, model output, noise].  The
+graph takes row k of that table from the GPU's memory, applies it, prepares the UNet's next input, and counts k itself,
+so that UNet and step can be captured as one CUDA graph and replayed E times with nothing to change in between.
+
+    state          (S, B, C, h, w) float32   what the sampler remembers; state[0] is the UNet's next input
+    model_output   (R, C, h, w)    float32   the UNet's: R = 2 B rows, the negative prompts' first, or R = B unguided
+    noise_table    (N, B, C, h, w) float32   N ≥ 1 draws, uploaded ahead (a row of zeros where nothing is drawn)
+    draw_index     (E,)            int32     the row of noise_table for evaluation k; the rows may be a ring
+    coefficients   (E, S, S + 2)   float32   the plan's table
+    timesteps      (E + 1,)        float32   the plan's, and one more (any) for the step after the last
+    guidance_scale (1,)            float32   in the guided form only
+    index          (1,)            int32     k
+    →
+    next_state     (S, B, C, h, w) float32   after the last evaluation, next_state[0] is the final latent
+    next_sample    (R, C, h, w)    float32   the UNet's next input: next_state[0], twice when guided
+    next_timestep  (1,)            float32   timesteps[k + 1]
+    next_index     (1,)            int32     k + 1
+
+All of it lives in opset 17 with 32-bit integers, which TensorRT 8.5 parses as well as TensorRT 11; nothing has a shape
+of rank 0.  Build it without TF32: its one matrix product carries the latents.
+
+The pixels graph is the other end of the loop: the decoder's samples to the bytes of a picture, so that the host need
+not convert them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+import onnx.parser
+from sd_runtime.tensor import Dim, TensorSpec
+
+from ..networks.signature import MAX_IMAGES, Signature, Sizes
+
+MAX_STATE = 8  # tensors a sampler remembers, the current sample included; the most of ours is 6
+MAX_EVALUATIONS = 2048  # 1000 steps of a sampler that evaluates the UNet twice a step
+MAX_DRAWS = 2048
+
+# How the UNet's rows become one prediction a picture, and one sample a picture becomes the UNet's rows.
+# Classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598, equation 6 with guidance_scale = 1 + w.
+_GUIDED = (
+    """
+    halves = Reshape(model_output, two_rows)                 # (2, X), X = B·C·h·w
+    negative, positive = Split<axis = 0>(halves)             # (1, X) each
+    difference = Sub(positive, negative)
+    scaled = Mul(difference, guidance_scale)
+    prediction = Add(negative, scaled)                       # (1, X)
+    """,
+    "next_sample = Concat<axis = 0>(latents, latents)            # (2 B, C, h, w)",
+)
+_PLAIN = (
+    "prediction = Reshape(model_output, one_row)                 # (1, X)",
+    "next_sample = Identity(latents)                             # (B, C, h, w)",
+)
+
+_STEP = """
+<ir_version: 8, opset_import: ["": 17]>
+{form} (
+    float[S, B, {channels}, h, w] state, float[{rows}, {channels}, h, w] model_output,
+    float[N, B, {channels}, h, w] noise_table, int32[E] draw_index,
+    float[E, S, T] coefficients, float[F] timesteps, {guidance} int32[1] index
+) => (
+    float[S, B, {channels}, h, w] next_state, float[{rows}, {channels}, h, w] next_sample,
+    float[1] next_timestep, int32[1] next_index
+)
+<int64[2] one_row = {{1, -1}}, int64[2] two_rows = {{2, -1}}, int64[2] each_row = {{0, -1}},
+ int64[1] zeroth = {{0}}, int32[1] one = {{1}}>
+{{
+    {combine}
+    draw = Gather<axis = 0>(draw_index, index)               # (1,)
+    drawn = Gather<axis = 0>(noise_table, draw)              # (1, B, C, h, w)
+    noise = Reshape(drawn, one_row)                          # (1, X)
+    history = Reshape(state, each_row)                       # (S, X)
+    terms = Concat<axis = 0>(history, prediction, noise)     # (S + 2, X)
+    row = Gather<axis = 0>(coefficients, index)              # (1, S, S + 2)
+    advanced = MatMul(row, terms)                            # (1, S, X)
+    shape = Shape(state)
+    next_state = Reshape(advanced, shape)                    # (S, B, C, h, w)
+    newest = Gather<axis = 0>(next_state, zeroth)            # (1, B, C, h, w)
+    latents = Squeeze(newest, zeroth)                        # (B, C, h, w)
+    {spread}
+    next_index = Add(index, one)
+    next_timestep = Gather<axis = 0>(timesteps, next_index)
+}}
+"""
+
+# diffusers' VaeImageProcessor: x / 2 + 0.5, clipped to [0, 1], times 255, rounded with halves to even.
+_PIXELS = """
+<ir_version: 8, opset_import: ["": 17]>
+pixels (float[B, 3, H, W] sample) => (uint8[B, H, W, 3] pixels)
+<float half = {0.5}, float zero = {0}, float one = {1}, float white = {255}>
+{
+    halved = Mul(sample, half)
+    shifted = Add(halved, half)
+    clipped = Clip(shifted, zero, one)
+    scaled = Mul(clipped, white)
+    rounded = Round(scaled)
+    channels_last = Transpose<perm = [0, 2, 3, 1]>(rounded)
+    pixels = Cast<to = 2>(channels_last)
+}
+"""
+
+
+def step_graph(sizes: Sizes, *, guided: bool) -> onnx.ModelProto:
+    """The sampler step for a checkpoint's latents; see the top of this module."""
+    combine, spread = _GUIDED if guided else _PLAIN
+    text = _STEP.format(
+        form="guided" if guided else "plain",
+        channels=sizes.channels,
+        rows="R" if guided else "B",
+        guidance="float[1] guidance_scale," if guided else "",
+        combine=combine,
+        spread=spread,
+    )
+    return _parse(text)
+
+
+def pixels_graph() -> onnx.ModelProto:
+    """The decoder's samples, (B, 3, H, W) float32, to (B, H, W, 3) uint8."""
+    return _parse(_PIXELS)
+
+
+def step_signature(sizes: Sizes, *, guided: bool) -> Signature:
+    """The tensors of `step_graph`."""
+    batch, height, width = Dim("batch", 1, 1, MAX_IMAGES), *sizes.latent_axes()
+    image = (sizes.channels, height, width)
+    state = Dim("state", 1, 2, MAX_STATE)
+    evaluations = Dim("evaluations", 1, 50, MAX_EVALUATIONS)
+    rows = Dim("rows", 2, 2, 2 * MAX_IMAGES) if guided else batch
+    terms = Dim("state + 2", state.min + 2, state.opt + 2, state.max + 2)
+    timesteps = Dim("evaluations + 1", evaluations.min + 1, evaluations.opt + 1, evaluations.max + 1)
+    inputs = {
+        "state": ("float32", (state, batch, *image)),
+        "model_output": ("float32", (rows, *image)),
+        "noise_table": ("float32", (Dim("draws", 1, 1, MAX_DRAWS), batch, *image)),
+        "draw_index": ("int32", (evaluations,)),
+        "coefficients": ("float32", (evaluations, state, terms)),
+        "timesteps": ("float32", (timesteps,)),
+        "guidance_scale": ("float32", (1,)),
+        "index": ("int32", (1,)),
+    }
+    if not guided:
+        del inputs["guidance_scale"]
+    outputs = {
+        "next_state": ("float32", (state, batch, *image)),
+        "next_sample": ("float32", (rows, *image)),
+        "next_timestep": ("float32", (1,)),
+        "next_index": ("int32", (1,)),
+    }
+    return Signature(_specs(inputs), _specs(outputs))
+
+
+def pixels_signature(sizes: Sizes) -> Signature:
+    """The tensors of `pixels_graph`."""
+    batch = Dim("batch", 1, 1, MAX_IMAGES)
+    height, width = (
+        Dim(symbol, cells.min * sizes.pixels, cells.opt * sizes.pixels, cells.max * sizes.pixels)
+        for symbol, cells in zip(("height", "width"), sizes.latent_axes(), strict=True)
+    )
+    return Signature(
+        inputs=(TensorSpec("sample", "float32", (batch, 3, height, width)),),
+        outputs=(TensorSpec("pixels", "uint8", (batch, height, width, 3)),),
+    )
+
+
+def _specs(tensors: Mapping[str, tuple[str, tuple[int | Dim, ...]]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, dtype, shape) for name, (dtype, shape) in tensors.items())
+
+
+def _parse(text: str) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(text)
+    onnx.checker.check_model(model, full_check=True)
+    return model

@@ -1,0 +1,1 @@
+"""TensorRT engines: planned, built, checked, put into a bundle."""

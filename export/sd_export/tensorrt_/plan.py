@@ -1,0 +1,242 @@
+"""Which engines to build: from what a user asks for to a list of graphs, each with the shapes that it is built for.
+
+An engine for exact shapes is the fastest; next to the ones asked for there is one dynamic fallback for a small range
+around them, so that every other request of moderate size finds an engine, too.  Ranges are small because the builder's
+memory, and the engine's, grow with the largest shape that a profile allows.  Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from sd_runtime.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from sd_runtime.bundle.manifest import ComponentName, EnginePrecision, Graph, Manifest, ShapeRange
+    from sd_runtime.tensor import TensorSpec
+
+    Range = tuple[int, int, int]  # smallest, tuned for, largest
+
+ENGINE_PRECISIONS: Final = ("fp32", "fp16", "bf16")
+STEP = 64  # pixels; Stable Diffusion's UNet halves its latents three times
+NATIVE_ATTENTION: Final = (10, 15)  # parses Attention, and GroupNormalization as of opset 21
+STRONGLY_TYPED: Final = (10, 0)  # takes precision from the graph; version 11 knows nothing else
+OLDEST: Final = (8, 5)
+FLOAT32: Final = "@float32"  # in the names of layers that must compute in float32, for versions that ask by layer
+
+DRAWS = (1, 1, 8)  # rows of noise that the device loop keeps ready
+PROMPTS = (1, 2, 8)  # prompts in one call of the text encoder
+FALLBACK_PIXELS = (256, 768)  # the sides that the dynamic fallback takes, unless larger ones are asked for
+FALLBACK_CHUNKS = 3  # of 77 tokens
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Build engines for the bundle in the folder `bundle`, for the GPU and the TensorRT of this machine.
+
+    sizes       (width, height) in pixels; none means the size that the model recommends
+    batches     pictures at once
+    precision   None is the bundle's own; bf16 needs a float32 bundle and TensorRT 10.15
+    refittable  the weights can be exchanged later, at some cost in speed
+    fallback    also build a dynamic engine for shapes near those asked for
+    workspace   GB of GPU memory that a layer may use as scratch space
+    """
+
+    bundle: Path
+    sizes: tuple[tuple[int, int], ...] = ()
+    batches: tuple[int, ...] = (1,)
+    precision: EnginePrecision | None = None
+    refittable: bool = False
+    fallback: bool = True
+    workspace: float = 4.0
+
+    def __post_init__(self) -> None:
+        for width, height in self.sizes:
+            if min(width, height) < STEP or max(width, height) > 1024 or width % STEP or height % STEP:
+                accepted = f"WIDTHxHEIGHT, multiples of {STEP} from {STEP} to 1024"
+                raise UsageError("size", got=f"{width}x{height}", accepted=accepted)
+        if not self.batches or not all(1 <= batch <= 16 for batch in self.batches):
+            raise UsageError("batch", got=self.batches, accepted="1 to 16 pictures")
+        if not 0 < self.workspace <= 1000:
+            raise UsageError("workspace", got=self.workspace, accepted="GB, more than 0")
+        if self.precision not in (None, *ENGINE_PRECISIONS):
+            raise UsageError("precision", got=self.precision, accepted=", ".join(ENGINE_PRECISIONS))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine to build: a graph of a component, and for every input that varies the shapes it is built for."""
+
+    component: ComponentName
+    form: str
+    graph: Graph
+    precision: EnginePrecision
+    profile: dict[str, ShapeRange]
+    label: str  # "unet 512x512 batch 1": for people, and in the engine's file name
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that the engine is tuned for, of every input."""
+        return {
+            spec.name: self.profile[spec.name].opt if spec.name in self.profile else fixed(spec)
+            for spec in self.graph.inputs
+        }
+
+
+def plan_jobs(manifest: Manifest, request: BuildRequest, tensorrt: str) -> tuple[Job, ...]:
+    """All engines for a request, the large ones first.  UsageError, BundleError: the bundle has no such graphs."""
+    form, precision = form_for(manifest, request.precision, tensorrt)
+    sizes = request.sizes or ((manifest.defaults.width, manifest.defaults.height),)
+    planner = _Planner(manifest, form, precision)
+    wanted = [(width, height, batch) for width, height in sizes for batch in request.batches]
+    jobs = [job for component in ("unet", "vae_decoder", "taesd") for job in planner.exact(component, wanted)]
+    if request.fallback:
+        components = ("unet", "vae_decoder", "taesd", "vae_encoder")
+        jobs += [job for component in components for job in planner.dynamic(component, wanted)]
+    return (*jobs, *planner.rest(wanted))
+
+
+def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) -> tuple[str, EnginePrecision]:
+    """The graphs' form that a version of TensorRT parses, and the precision; UsageError if it cannot be had."""
+    version = tuple(int(part) for part in tensorrt.split(".")[:2])
+    precision = wanted or manifest.precision
+    if version < OLDEST:
+        raise UsageError("TensorRT", got=tensorrt, accepted="8.5 or newer")
+    if precision == "bf16":
+        if manifest.precision != "fp32" or version < NATIVE_ATTENTION:
+            got = f"a {manifest.precision} bundle and TensorRT {tensorrt}"
+            raise UsageError("precision bf16", got=got, accepted="a fp32 bundle and TensorRT 10.15 or newer")
+        return "trt-bf16", precision
+    if precision != manifest.precision:
+        remedy = f"sd-export --model {manifest.source.id} --precision {precision} --force"
+        raise UsageError("precision", got=precision, accepted=f"{manifest.precision}, the bundle's", remedy=remedy)
+    if version < STRONGLY_TYPED:
+        return "trt-legacy", precision
+    return ("trt" if version >= NATIVE_ATTENTION else "trt-basic"), precision
+
+
+def _at_once(component: str, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """The sizes with as many pictures as a network is given in one call: an autoencoder gets them one by one."""
+    if component == "unet":
+        return wanted
+    return list(dict.fromkeys((width, height, 1) for width, height, _ in wanted))
+
+
+class _Planner:
+    """Makes the jobs for a bundle's networks in one form."""
+
+    def __init__(self, manifest: Manifest, form: str, precision: EnginePrecision) -> None:
+        self._manifest, self._form, self._precision = manifest, form, precision
+        self._pixels = manifest.latent.pixels
+        self._positions = tokens_in_a_chunk(manifest)
+
+    def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
+        """An engine for each size (width, height, batch)."""
+        rows, _ = self._rows(component)
+        for width, height, batch in _at_once(component, wanted):
+            axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
+            axes["sequence_length"] = (self._positions,) * 3
+            yield from self._job(component, axes, f"{width}x{height} batch {batch}")
+
+    def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
+        """One engine for a range around the sizes, any number of rows up to the most that they can have: guidance may
+        be asked for where the model is meant to be used without, too."""
+        wanted = _at_once(component, wanted)
+        width, height, batch = wanted[0]
+        low, high = FALLBACK_PIXELS
+        sides = [side for job in wanted for side in job[:2]]
+        low, high = min(low, *sides), max(high, *sides)
+        rows, widest = self._rows(component)
+        most = widest * max(job[2] for job in wanted)
+        axes = self._picture((1, rows * batch, most), (low, width, high), (low, height, high))
+        axes["sequence_length"] = (self._positions, self._positions, FALLBACK_CHUNKS * self._positions)
+        yield from self._job(component, axes, "dynamic")
+
+    def rest(self, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
+        """What does not depend on the picture's size: the text encoder and the safety checker; and the graphs without
+        weights, for everything that the others take."""
+        yield from self._job("text_encoder", {"batch": PROMPTS}, "dynamic")
+        yield from self._job("safety_checker", {"batch": (1, 1, 1)}, "one picture")
+        low, high = STEP, max(FALLBACK_PIXELS[1], *(side for job in wanted for side in job[:2]))
+        width, height, batch = wanted[0]
+        most = max(job[2] for job in wanted)
+        axes = self._picture((1, batch, most), (low, width, high), (low, height, high))
+        axes |= {"rows": (2, 2 * batch, 2 * most), "draws": DRAWS}
+        yield from self._job("sampler_step", axes, "guided", "guided")
+        # Without guidance as many pictures at once as the UNet has rows
+        yield from self._job("sampler_step", axes | {"batch": (1, batch, 2 * most)}, "plain", "plain")
+        yield from self._job("pixels", axes, "plain", "plain")
+
+    def _rows(self, component: str) -> tuple[int, int]:
+        """Of a network's batch for each picture: where it is used as its authors recommend, and at most."""
+        if component != "unet":
+            return 1, 1
+        from sd_runtime.engines.tensorrt_.selection import rows_a_picture, told_guidance
+
+        return rows_a_picture(self._manifest), 1 if told_guidance(self._manifest) else 2
+
+    def _picture(self, rows: Range, width: Range, height: Range) -> dict[str, Range]:
+        """The axes of pictures and latents, by the symbols of the graphs' tensors."""
+
+        def cells(pixels: Range) -> Range:
+            low, tuned, high = (side // self._pixels for side in pixels)
+            return low, tuned, high
+
+        latent = {"latent_width": cells(width), "latent_height": cells(height)}
+        return {"batch": rows, "width": width, "height": height, **latent}
+
+    def _job(self, component: str, axes: Mapping[str, Range], shape: str, form: str | None = None) -> Iterator[Job]:
+        """The job, if the bundle has the component."""
+        known = self._manifest.components.get(component)
+        if known is None:
+            return
+        form = form or self._form
+        if form not in known.graphs:
+            remedy = f"export it again: sd-export --model {self._manifest.source.id} --force"
+            raise BundleError(f"the bundle has no {form} graph of {component}", remedy=remedy)
+        graph = known.graphs[form]
+        profile = {spec.name: ranged(spec, axes) for spec in graph.inputs if fixed(spec) != spec.shape}
+        precision: EnginePrecision = "fp32" if known.weights is None else self._precision
+        yield Job(cast("ComponentName", component), form, graph, precision, profile, f"{component} {shape}")
+
+
+def ranged(spec: TensorSpec, axes: Mapping[str, Range]) -> ShapeRange:
+    """The shapes of one input; axes that are not named keep the range that the graph declares."""
+    from sd_runtime.bundle.manifest import ShapeRange
+
+    sizes = [
+        (axis,) * 3 if isinstance(axis, int) else axes.get(axis.symbol, (axis.min, axis.opt, axis.max))
+        for axis in spec.shape
+    ]
+    low, tuned, high = zip(*sizes, strict=True)
+    return ShapeRange(low, tuned, high)
+
+
+def fixed(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of an input without the axes that vary: its own shape if none does."""
+    return tuple(axis for axis in spec.shape if isinstance(axis, int))
+
+
+def tokens_in_a_chunk(manifest: Manifest) -> int:
+    """77: the length of the text encoder's input."""
+    encoder = manifest.components.get("text_encoder")
+    return fixed(encoder.graph().inputs[0])[0] if encoder is not None else 77
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x768" → (width, height)."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise UsageError("size", got=text, accepted="WIDTHxHEIGHT, such as 512x768")
+    return int(width), int(height)
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """ "1,2,4" → (1, 2, 4)."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError("batch", got=text, accepted="numbers such as 1,2,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,1 @@
+"""A bundle on disk: where it lies, what it says of itself, and its files, verified."""

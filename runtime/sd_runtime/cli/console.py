@@ -1,0 +1,112 @@
+"""What every command line here shares: an error is one line on stderr and an exit code, never a traceback.
+
+    0    done                       1    it failed                   130  interrupted (Ctrl-C)
+    2    it was used wrongly        141  the reader of our output went away (SIGPIPE)
+
+SD_DEBUG=1 in the environment shows the traceback of any error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from ..errors import SDError, one_line
+from ..notices import muted
+
+DEBUG_VARIABLE = "SD_DEBUG"
+INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
+
+
+def run(program: str, command: Callable[[], None]) -> int:
+    """Run `command` and return the process's exit code; whatever it raises is reported on stderr under `program`."""
+    _prepare_streams()
+    try:
+        command()
+        with stdout_errors():
+            sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return _fail(program, "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return BROKEN_PIPE
+    except SDError as error:
+        return _fail(program, one_line(str(error), limit=2000), error.exit_code)
+    except MemoryError:
+        return _fail(program, "out of memory", 1)
+    except Exception as error:
+        what = f"{type(error).__name__}: {one_line(str(error), limit=400)}"
+        return _fail(program, f"unexpected error: {what} (set {DEBUG_VARIABLE}=1 to see the traceback)", 1)
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
+
+
+def run_parsed(
+    program: str,
+    parser: Callable[[], argparse.ArgumentParser],
+    command: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None,
+) -> int:
+    """`run` for a command of what `parser` makes of `argv`; its flag --quiet mutes notices, too."""
+
+    def parsed() -> None:
+        args = parser().parse_args(argv)
+        with muted(args.quiet):
+            command(args)
+
+    return run(program, parsed)
+
+
+@contextmanager
+def stdout_errors() -> Iterator[None]:
+    """Around writing to stdout.  SDError: it cannot be written; what follows is dropped, so that this is said once."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard(sys.stdout)
+        raise SDError(f"stdout cannot be written: {error.strerror}") from error
+
+
+def tell(message: str) -> None:
+    """Write a line to stderr; where that fails, nobody listens, and the work goes on."""
+    with suppress(OSError):
+        print(message, file=sys.stderr)
+
+
+def _prepare_streams() -> None:
+    """Let every name be printed, and everything go nowhere that goes to a stream that our caller closed."""
+    if sys.stdout is None or sys.stderr is None:
+        # The next file to be opened would get the number of the closed stream, and what libraries write to that one.
+        while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        sys.stdout = sys.stdout or os.fdopen(nowhere, "w", closefd=False)
+        sys.stderr = sys.stderr or os.fdopen(nowhere, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard(stream: TextIO) -> None:
+    """The interpreter flushes its streams once more at exit; let that go nowhere instead of failing again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fail(program: str, message: str, code: int) -> int:
+    """Say `message` on stderr, with the traceback first if the user asked for it."""
+    if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
+        with suppress(OSError):
+            traceback.print_exc()
+    tell(f"{program}: {message}")
+    return code

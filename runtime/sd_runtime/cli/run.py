@@ -1,0 +1,275 @@
+"""sd-run: flags → Settings → jobs → Pipeline → PNG files.  Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import BundleError, SDError, UsageError, one_line
+from ..images.files import check_destination, same_name
+from .arguments import ArgumentParser
+from .console import run_parsed, stdout_errors, tell
+
+if TYPE_CHECKING:
+    from ..bundle.manifest import Defaults
+    from ..images.metadata import Parameters
+    from ..pipeline import Pipeline
+    from ..result import Result, Timings
+    from .jobs import Job, Saving
+
+EPILOG = """examples:
+  sd-run "a large red star on a blue background"
+  sd-run "a lighthouse at dusk" --model stable-diffusion-v1-5 --steps 30 --scheduler dpmpp_2m_karras --seed 7
+  sd-run "a cat" --num-images 4 --output "cat-{seed}.png"
+  sd-run "a cat in the snow" --image cat.png --strength 0.6
+  sd-run --from-image cat.png --seed 8
+  sd-run --prompts-file prompts.txt --seed 1 --output "all-{index:03}.png"
+
+A line of a prompts file is a prompt, or a JSON object such as {"prompt": "a cat", "num_inference_steps": 30}; what a
+line does not say, the flags say.  Started again, it draws what is missing.
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """The flags that say what to draw are named, inside, like the fields of `settings.Settings`."""
+    parser = ArgumentParser("sd-run", "Draw pictures from a prompt with an exported Stable Diffusion model.", EPILOG)
+    _add_prompts(parser)
+    _add_sampling(parser)
+    _add_pictures(parser)
+    _add_program(parser)
+    return parser
+
+
+def _add_prompts(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("what to draw").add_argument
+    add("prompt", nargs="?", help="what to draw")
+    add("--negative-prompt", metavar="TEXT", help="what to keep out of the picture")
+    add("--image", metavar="FILE", help="a picture to change: PNG, JPEG or WEBP")
+    add("--strength", type=float, metavar="X", help="how much of it to change, 0 to 1 (default: 0.8)")
+    add("--resize", choices=("crop", "fit", "stretch"), help="how it is brought to size (default: crop)")
+    add("--from-image", type=Path, metavar="FILE", help="repeat a PNG of sd-run or AUTOMATIC1111; flags change details")
+    add("--prompts-file", type=Path, metavar="FILE", help="draw every line; started again, what is missing")
+    add("--no-weighting", dest="prompt_weighting", action="store_const", const=False,
+        help="take ( ) [ ] and BREAK in prompts literally")  # fmt: skip
+    add("--truncate", action="store_const", const=True, help="cut prompts at 77 tokens, as diffusers does")
+    add("--embedding", action="append", default=[], metavar="WORD=FILE", help="a textual inversion, .safetensors")
+
+
+def _add_sampling(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("how").add_argument
+    add("--model", metavar="NAME-OR-BUNDLE", help="an exported model's name or a bundle's folder")
+    add("--steps", dest="num_inference_steps", type=int, metavar="N", help="1 to 1000 (default: the model's)")
+    add("--guidance-scale", type=float, metavar="X", help="0 to 100, at most 1 is off (default: the model's)")
+    add("--guidance-rescale", type=float, metavar="X", help="0 to 1, against washed-out colours (default: 0)")
+    add("--seed", type=int, metavar="N", help="picture i uses seed + i (default: random)")
+    add("--rng", choices=("cpu", "cuda"), help="whose noise a seed stands for (default: cpu)")
+    add("--scheduler", metavar="NAME", help="a sampler from --list-schedulers (default: the model's)")
+    add("--eta", type=float, metavar="X", help="0 to 1, fresh noise in ddim and tcd steps (default: the sampler's)")
+    add("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
+    add("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
+    add("--fast-decoder", action="store_const", const=True, help="draw with the tiny decoder that --taesd exported")
+    add("--num-images", dest="num_images_per_prompt", type=int, metavar="N", help="pictures a prompt (default: 1)")
+
+
+def _add_pictures(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("where the pictures go").add_argument
+    add("--output", metavar="FILE-OR-PATTERN", help="PNG to write; may hold {seed}, {index} and {prompt}")
+    add("--overwrite", action="store_true", help="replace existing pictures")
+    add("--grid", metavar="ROWSxCOLS", help="all pictures of a prompt on one sheet")
+    add("--json", action="store_true", help="write each picture's settings to a .json beside it, too")
+    add("--preview", type=Path, metavar="FILE", help="PNG that shows all steps so far, after each step")
+
+
+def _add_program(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("this program").add_argument
+    add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
+    add("--no-safety-checker", dest="safety_checker", action="store_false", help="do not run the model's own")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add("--list-schedulers", action="store_true", help="show the samplers and their names, then exit")
+    add("--version", action="version", version=f"sd-run {__version__}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_parsed("sd-run", build_parser, _run, argv)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.list_schedulers:
+        _list_schedulers()
+    elif args.prompt is None and args.from_image is None and args.prompts_file is None:
+        raise UsageError("no prompt given", remedy='try: sd-run "a large red star on a blue background"')
+    elif args.prompt is not None and args.prompts_file is not None:
+        raise UsageError("a prompt and --prompts-file", accepted="one of them")
+    else:
+        _draw(args)
+
+
+def _list_schedulers() -> None:
+    from ..sampling.names import describe
+
+    rows = describe()
+    width = max(len(name) for name, _ in rows)
+    with stdout_errors():
+        for name, text in rows:
+            print(f"{name:<{width}}  {text}")
+
+
+def _draw(args: argparse.Namespace) -> None:
+    """The whole command: what is asked for, whether it can be, where it goes; load; draw and save."""
+    from ..bundle.bundle import Bundle, find_bundle
+    from ..pipeline import Pipeline
+    from .jobs import Saving, draw, error_at, missing
+
+    started = time.perf_counter()
+    told = None if args.from_image is None else _read_picture(args.from_image)
+    bundle = Bundle.open(find_bundle(args.model) if args.model or told is None else _model_of(told))
+    saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
+    jobs = _jobs(args, told, bundle.manifest.defaults, saving)
+    timings: list[Timings] = []
+    unsaid: SDError | None = None
+    with Pipeline.load(bundle.root, device=args.device, safety_checker=args.safety_checker) as pipeline:
+        for word in args.embedding:
+            _load_embedding(pipeline, word)
+        left: list[list[int] | None] = []
+        for job in jobs:
+            with error_at(job.where):
+                pipeline.check(job.request)
+                left.append(None if args.prompts_file is None else missing(pipeline, job, saving))
+        loaded = time.perf_counter() - started
+        for job, indices in zip(jobs, left, strict=True):
+            with error_at(job.where):
+                for result, paths in draw(pipeline, job, indices, saving):
+                    if told is not None and not timings and not args.quiet:
+                        _note_differences(args, told, result)
+                    timings.append(result.timings)
+                    try:
+                        _report(result, paths, quiet=args.quiet)
+                    except SDError as error:  # the pictures are what counts: draw them all first
+                        unsaid = error
+    if not args.quiet:
+        _print_timings(timings, loaded, time.perf_counter() - started)
+    if unsaid is not None:
+        raise unsaid
+
+
+def _read_picture(path: Path) -> Parameters:
+    from ..images.metadata import read_parameters
+
+    return read_parameters(path)
+
+
+def _model_of(told: Parameters) -> Path:
+    """The bundle that drew a picture; for other programs' pictures, the only one there is."""
+    from ..bundle.bundle import find_bundle
+    from ..provenance import is_ours
+
+    try:
+        return find_bundle(told.model)
+    except BundleError:
+        if is_ours(told):
+            raise
+        return find_bundle(None)
+
+
+def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
+    """What to draw and where to: every request and every file's name checked, but for what needs the engines."""
+    from ..provenance import recall
+    from .jobs import check_free, check_resumable, default_pattern, make_jobs, off_sheet
+    from .settings import Settings, read_prompts_file
+
+    settings = Settings.from_flags(args)
+    if told is not None:
+        single, count = off_sheet(told)
+        recalled, unknown = recall(single)
+        if settings.grid is None:  # another sheet is filled
+            recalled = replace(recalled, num_images_per_prompt=count)
+        settings = settings.over(recalled)
+        if unknown and not args.quiet:
+            _note(f"not understood in {args.from_image}: {one_line('; '.join(unknown), 400)}")
+    pattern = args.output
+    if args.prompts_file is None:
+        jobs = make_jobs([("", settings)], defaults, pattern)
+    else:
+        lines = [(where, line.over(settings)) for where, line in read_prompts_file(args.prompts_file)]
+        pattern = pattern or default_pattern(args.prompts_file)
+        jobs = make_jobs(lines, defaults, pattern)
+        check_resumable(jobs, pattern)
+    paths = [path for job in jobs for path in job.paths or ()]
+    if args.output is None and args.prompts_file is None:
+        check_destination(Path("picture.png"), overwrite=True)  # any name: whether the folder takes files
+    for path in paths if args.prompts_file is None else []:
+        check_free(path, saving)
+    if args.preview is not None:
+        pictures = [*paths, *(Path(job.image) for job in jobs if job.image), args.from_image, args.prompts_file]
+        _check_preview(args.preview, [path for path in pictures if path is not None], overwrite=args.overwrite)
+    return jobs
+
+
+def _check_preview(preview: Path, others: Sequence[Path], *, overwrite: bool) -> None:
+    """UsageError: not a name for a preview, or one of the `others`, which are read or written."""
+    from .jobs import is_preview
+
+    if preview.suffix.lower() != ".png" or any(same_name(preview, other) for other in others):
+        raise UsageError("preview", got=str(preview), accepted="a name of its own that ends in .png")
+    check_destination(preview, overwrite=overwrite or is_preview(preview))
+
+
+def _load_embedding(pipeline: Pipeline, definition: str) -> None:
+    word, equals, path = definition.partition("=")
+    if not (word and equals and path):
+        raise UsageError("embedding", got=definition, accepted="WORD=FILE")
+    pipeline.load_textual_inversion(path, word)
+
+
+def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
+    """Say which files were written, and what was cut off their prompts."""
+    if quiet:
+        return
+    for prompt, lost in zip(result.request.prompts, result.truncated, strict=True):
+        if lost:
+            _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
+    for path in _withheld(result, paths):
+        _note(f"black, as the safety checker withheld it: {path}")
+    with stdout_errors():
+        for path in paths:
+            print(path, flush=True)
+
+
+def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:
+    """The files with a picture that the safety checker withheld: one each, or the sheet of all."""
+    withheld = result.nsfw_content_detected or ()
+    if len(paths) == len(withheld):
+        return [path for path, black in zip(paths, withheld, strict=True) if black]
+    return paths if any(withheld) else []
+
+
+def _note_differences(args: argparse.Namespace, told: Parameters, result: Result) -> None:
+    from ..provenance import differences
+
+    found = differences(told, result.parameters[0])
+    if found:
+        _note(f"not drawn as {args.from_image} was: {'; '.join(found)}")
+
+
+def _print_timings(timings: Sequence[Timings], loaded: float, total: float) -> None:
+    stages = {"load": loaded}
+    for name in ("encode_prompt", "encode_image", "denoise", "decode", "safety_checker"):
+        stages[name] = sum(getattr(one, name) for one in timings)
+    shown = {
+        name: seconds for name, seconds in (stages | {"total": total}).items() if seconds >= 0.005 or name == "total"
+    }
+    tell("  ".join(f"{name.replace('_', ' ')} {seconds:.2f} s" for name, seconds in shown.items()))
+
+
+def _note(message: str) -> None:
+    tell(f"sd-run: {message}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

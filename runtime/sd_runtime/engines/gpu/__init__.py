@@ -1,0 +1,1 @@
+"""One GPU over cuda.core: memory, a stream, recordings."""

@@ -1,0 +1,1 @@
+"""TensorRT: engines that were built for the machine at hand."""

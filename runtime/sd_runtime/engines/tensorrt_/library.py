@@ -1,0 +1,273 @@
+"""TensorRT 8.5 to 11: engines deserialised once, contexts that run them.  Only here is the library itself touched.
+
+The name-based calls (set_input_shape, set_tensor_address, execute_async_v3) are the only ones that all these versions
+have.  Where versions differ, the newer way is tried first and the comment says since when it exists.  Weights belong
+to the engine, activations to the context: contexts bring no memory of their own but borrow the GPU's arena.
+
+A serialized engine is executable content.  Host code in it stays forbidden, and only bytes that were verified get here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...bundle.manifest import Target
+from ...errors import DependencyError, EngineError, one_line
+from ..gpu.gpu import Gpu, failure
+from ..gpu.memory import ArenaBlock, GpuTensor
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
+MANY_CONTEXTS = 10  # the version since which several contexts may share an engine's one profile of shapes
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class TensorRT:
+    """The library, opened: what it logs is collected, to say why a call failed."""
+
+    def __init__(self) -> None:
+        """DependencyError: TensorRT is not installed, or its libraries do not load; EngineError: it finds no GPU."""
+        try:
+            import tensorrt as trt
+        except (ImportError, OSError) as error:  # OSError: the package is there, a library that it needs is not
+            raise DependencyError(
+                f"TensorRT does not load ({one_line(str(error))})", remedy='pip install "sd-lean[tensorrt]"'
+            ) from error
+        self.version = str(trt.__version__)
+        self.errors = ErrorLog()
+        self._logger = collecting_logger(self.errors)
+        try:
+            self._runtime = trt.Runtime(self._logger)
+        except TypeError as error:  # pybind11's for "no object was made"
+            raise self.failure("TensorRT does not start") from error
+        if hasattr(self._runtime, "engine_host_code_allowed"):  # since 8.6; before, engines could not hold any
+            self._runtime.engine_host_code_allowed = False
+
+    @property
+    def major(self) -> int:
+        return int(self.version.split(".")[0])
+
+    def load(self, name: str, plan: bytes, gpu: Gpu) -> Plan:
+        """Put an engine's weights on the GPU.  `name` is for messages; EngineError, OutOfMemoryError."""
+        with gpu.turn(f"loading the TensorRT engine {name}"):
+            engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
+            if engine is None:
+                raise self.failure(f"cannot load the TensorRT engine {name}")
+            return Plan(self, gpu, name, engine)
+
+    def failure(self, what: str) -> EngineError:
+        """What the library has logged since the last failure, as an error."""
+        return failure(what, self.errors.take() or "TensorRT gives no reason")
+
+    def close(self) -> None:
+        """Let go of the library's runtime; plans must have been closed."""
+        del self._runtime
+
+
+class ErrorLog:
+    """The last errors that TensorRT logged, from whatever thread."""
+
+    def __init__(self) -> None:
+        self._messages: deque[str] = deque(maxlen=8)
+        self._lock = threading.Lock()
+
+    def add(self, message: str) -> None:
+        with self._lock:
+            self._messages.append(one_line(message, 400))
+
+    def take(self) -> str:
+        with self._lock:
+            text = "; ".join(self._messages)
+            self._messages.clear()
+        return text
+
+
+def collecting_logger(errors: ErrorLog) -> trt.ILogger:
+    """A logger that keeps errors and drops the rest: warnings are for whoever builds engines.  That there is no GPU is
+    one of these."""
+    import tensorrt as trt
+
+    class Collector(trt.ILogger):  # type: ignore[misc]  # which type checkers only know where TensorRT is installed
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            failed = severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+            if failed or "CUDA initialization failure" in msg:
+                errors.add(msg)
+
+    return Collector()
+
+
+def current_target(library: TensorRT, gpu: Gpu) -> Target:
+    """What an engine built here and now would be for."""
+    from cuda.bindings.driver import cuDriverGetVersion
+    from cuda.core import system
+
+    _, cuda = cuDriverGetVersion()  # 13020 is 13.2
+    driver = "unknown"
+    with suppress(Exception):  # it asks NVML, which is missing in some containers, and has errors without a common base
+        driver = ".".join(map(str, system.get_kernel_mode_driver_version()))
+    return Target(
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        tensorrt=library.version,
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+        driver=driver,
+    )
+
+
+class Plan:
+    """An engine whose weights lie on the GPU, once, however many contexts run it."""
+
+    def __init__(self, library: TensorRT, gpu: Gpu, name: str, engine: trt.ICudaEngine) -> None:
+        import tensorrt as trt
+
+        self.library, self.gpu, self.name = library, gpu, name
+        self._engine: trt.ICudaEngine | None = engine
+        self._contexts: dict[tuple[tuple[str, tuple[int, ...]], ...], Context] = {}
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self.inputs = tuple(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        self.outputs = tuple(name for name in names if name not in self.inputs)
+
+    @property
+    def engine(self) -> trt.ICudaEngine:
+        if self._engine is None:
+            raise EngineError(f"the engine {self.name} was closed")
+        return self._engine
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The type of an input or output; TensorRT 8 has int32 where the graph has int64."""
+        kind = self.engine.get_tensor_dtype(name).name
+        if kind not in DTYPES:
+            raise EngineError(f"engine {self.name}: type of tensor '{name}'", got=kind, accepted=", ".join(DTYPES))
+        return np.dtype(DTYPES[kind])
+
+    @property
+    def exact(self) -> bool:
+        """Whether the engine takes one shape of each input only."""
+        ranges = [self.engine.get_tensor_profile_shape(name, 0) for name in self.inputs]
+        return all(low[:] == high[:] for low, _, high in ranges)
+
+    @property
+    def many_contexts(self) -> bool:
+        """Whether each shape can have a context of its own; otherwise one context is told the shapes anew each time."""
+        return self.library.major >= MANY_CONTEXTS
+
+    def context(self, shapes: Shapes) -> Context:
+        """The context for these input shapes, with all of its outputs' shapes known.  Release it when done."""
+        key = tuple(sorted(shapes.items())) if self.many_contexts else ()
+        if key not in self._contexts:
+            self._contexts[key] = Context(self)
+        context = self._contexts[key]
+        context.set_shapes(shapes)
+        context.users += 1
+        return context
+
+    def release(self, context: Context) -> None:
+        """One user less; without any, the context is closed."""
+        context.users -= 1
+        if not context.users:
+            self._contexts = {key: known for key, known in self._contexts.items() if known is not context}
+            context.close()
+
+    def close(self) -> None:
+        for context in self._contexts.values():
+            context.close()
+        self._contexts.clear()
+        self._engine = None
+
+
+class Context:
+    """An execution context: an engine at work on one set of shapes, on the GPU's one stream."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._context: trt.IExecutionContext | None = create_context(plan.engine)
+        if self._context is None:
+            raise plan.library.failure(f"cannot create a context for the engine {plan.name}")
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._activation_memory = 0  # bytes, for the current shapes
+        self._block: ArenaBlock | None = None
+        self.users = 0
+
+    @property
+    def context(self) -> trt.IExecutionContext:
+        if self._context is None:
+            raise EngineError(f"the engine {self._plan.name} was closed")
+        return self._context
+
+    def set_shapes(self, shapes: Shapes) -> None:
+        """Choose the inputs' shapes; nothing is done where they are chosen already."""
+        if self._shapes == shapes:
+            return
+        import tensorrt as trt
+
+        if self._shapes:
+            self._plan.gpu.stream.sync()  # what is under way needs the old ones
+        for name, shape in shapes.items():
+            if not self.context.set_input_shape(name, trt.Dims(list(shape))):
+                raise self._plan.library.failure(f"engine {self._plan.name} does not take '{name}' of shape {shape}")
+        self._shapes = dict(shapes)
+        self._activation_memory = activation_memory(self._plan.engine, self.context)
+        self._block = None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that an output has for the inputs' shapes."""
+        return tuple(self.context.get_tensor_shape(name)[:])
+
+    def enqueue(self, tensors: Mapping[str, GpuTensor]) -> None:
+        """Queue one run from and to `tensors`, which name every input and output."""
+        context, gpu = self.context, self._plan.gpu
+        for name, tensor in tensors.items():
+            if not context.set_tensor_address(name, tensor.address):
+                raise self._plan.library.failure(f"engine {self._plan.name} does not take a tensor '{name}'")
+        block = gpu.arena.block(self._activation_memory)
+        if block is not self._block:
+            set_activation_memory(context, block)
+            self._block = block
+        if not context.execute_async_v3(int(gpu.stream.handle)):
+            raise self._plan.library.failure(f"the engine {self._plan.name} failed to start")
+
+    def close(self) -> None:
+        with self._plan.gpu.closing():
+            self._plan.gpu.stream.sync()  # what is under way needs it
+        self._context = None
+
+
+def create_context(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+    """A context without memory for activations."""
+    import tensorrt as trt
+
+    if hasattr(trt, "ExecutionContextAllocationStrategy"):  # since 10.0
+        create: Callable[..., trt.IExecutionContext | None] = engine.create_execution_context
+        return create(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if hasattr(engine, "create_execution_context_without_device_memory"):  # until 10
+        context: trt.IExecutionContext | None = engine.create_execution_context_without_device_memory()
+        return context
+    raise EngineError("TensorRT", got=trt.__version__, accepted="8.5 to 11")
+
+
+def activation_memory(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> int:
+    """Bytes that a run of `context` needs: for its shapes where TensorRT tells, else for the largest."""
+    if hasattr(context, "update_device_memory_size_for_shapes"):  # since 10.0
+        return int(context.update_device_memory_size_for_shapes())
+    if hasattr(engine, "device_memory_size"):  # until 10
+        return int(engine.device_memory_size)
+    return 0
+
+
+def set_activation_memory(context: trt.IExecutionContext, block: ArenaBlock) -> None:
+    if hasattr(context, "set_device_memory"):  # since 10.1
+        context.set_device_memory(block.address, block.size)
+    else:
+        setattr(context, "device_memory", block.address)  # noqa: B010 - can only be written, so no stub names it

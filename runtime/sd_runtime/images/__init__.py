@@ -1,0 +1,1 @@
+"""Pictures: to and from tensors, previews, what a picture says about itself, files on disk."""

@@ -1,0 +1,1 @@
+"""The denoising loop around the UNet, led by the host or staying on a device."""

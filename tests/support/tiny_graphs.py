@@ -1,0 +1,45 @@
+"""Graphs small enough to read, with the tensors of the real components, and what they compute in numpy."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.parser
+from sd_runtime.bundle.manifest import Graph
+from sd_runtime.tensor import Dim, TensorSpec
+
+CHANNELS, TOKENS, WIDTH = 4, 7, 8
+ROWS, HEIGHT, WIDTH_CELLS = Dim("batch", 1, 2, 8), Dim("latent_height", 4, 8, 16), Dim("latent_width", 4, 8, 16)
+SAMPLE = (ROWS, CHANNELS, HEIGHT, WIDTH_CELLS)
+
+# Depends on every input, differs between rows through the text, and has a weight.
+UNET = """
+<ir_version: 8, opset_import: ["": 17]>
+unet (float[R, 4, h, w] sample, float[1] timestep, float[R, T, 8] encoder_hidden_states)
+    => (float[R, 4, h, w] out_sample)
+<float slope = {0.7}, float pace = {0.002}, int64[4] spread = {-1, 1, 1, 1}>
+{
+    means = ReduceMean<axes = [1, 2]>(encoder_hidden_states)
+    text = Reshape(means, spread)
+    hurried = Mul(timestep, pace)
+    steep = Mul(sample, slope)
+    shifted = Add(steep, hurried)
+    turned = Add(shifted, text)
+    out_sample = Sin(turned)
+}
+"""
+
+
+def unet_graph() -> onnx.ModelProto:
+    return parsed(UNET)
+
+
+def unet_signature(path: str = "unet/model.onnx") -> Graph:
+    text = TensorSpec("encoder_hidden_states", "float32", (ROWS, Dim("sequence_length", 1, TOKENS, 77), WIDTH))
+    inputs = (TensorSpec("sample", "float32", SAMPLE), TensorSpec("timestep", "float32", (1,)), text)
+    return Graph(path, inputs, (TensorSpec("out_sample", "float32", SAMPLE),))
+
+
+def parsed(text: str) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(text)
+    onnx.checker.check_model(model, full_check=True)
+    return model
