@@ -315,7 +315,8 @@ def test_unknown_resize_mode_is_refused():
 
 def test_pillow_is_imported_only_for_pictures():
     code = (
-        "import sys, numpy; from sd_runtime.images.convert import to_pixels; import sd_runtime.images.metadata, sd_runtime.images.files;"
+        "import sys, numpy; from sd_runtime.images.convert import to_pixels;"
+        "import sd_runtime.images.metadata, sd_runtime.images.files;"
         "to_pixels(numpy.zeros((1, 3, 8, 8), numpy.float32));"
         "sys.exit(any(name.split('.')[0] == 'PIL' for name in sys.modules))"
     )
