@@ -31,7 +31,7 @@ from .metadata import Parameters, shortest
 from .prompt.normalization import normalize
 from .request import Request
 from .sampling import SchedulerConfig, resolve
-from .sampling.make import DEFAULT_ETA
+from .sampling.registry import BY_CLASS
 from .settings import Settings
 from .tensor import Array
 
@@ -151,7 +151,7 @@ def _recall_scheduler(label: str | None, extra: dict[str, str], *, ours: bool) -
     except UsageError:
         extra["Sampler"] = name
         return None, None
-    return name, _take_number(extra, "Eta") if choice.class_name in DEFAULT_ETA else None
+    return name, _take_number(extra, "Eta") if BY_CLASS[choice.class_name].default_eta is not None else None
 
 
 def _take(extra: dict[str, str], key: str, known: Sequence[str]) -> Any:

@@ -10,17 +10,14 @@ This is all that a runtime, on the host or on a GPU, has to know about samplers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError
 from ..tensor import Array
 from .path import SamplingPath
-from .samplers import History, Model, Step
+from .samplers import Model, Step
 
 Terms = tuple[tuple[int, np.float32], ...]  # a row of a matrix: (column, coefficient) where it is not zero
 
@@ -80,52 +77,6 @@ class SamplingPlan:
             [tuple((int(c), np.float32(row[c])) for c in np.flatnonzero(row)) for row in matrix]
             for matrix in self.coefficients
         ]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives back the same numbers to the last bit."""
-        return {
-            "timesteps": self.timesteps.tolist(),
-            "coefficients": self.coefficients.tolist(),
-            "draws": self.draws.tolist(),
-            "steps": self.steps.tolist(),
-            "init_noise_scale": self.init_noise_scale,
-            "start_signal": self.start_signal,
-            "start_noise": self.start_noise,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> SamplingPlan:
-        """BundleError if `value` is not what `to_json` writes."""
-        try:
-            timesteps = np.array(value["timesteps"], np.float64)
-            coefficients = np.array(value["coefficients"], np.float64)
-            draws, steps = np.array(value["draws"], bool), np.array(value["steps"], np.int64)
-            scales = [float(value[name]) for name in ("init_noise_scale", "start_signal", "start_noise")]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError("sampling plan", got=str(error), accepted="what SamplingPlan.to_json writes") from error
-        count, size = len(timesteps), coefficients.shape[1] if coefficients.ndim == 3 else 0
-        if not (coefficients.shape == (count, size, size + 2) and draws.shape == steps.shape == (count,) and size):
-            raise BundleError("sampling plan", got=coefficients.shape, accepted="coefficients of shape (E, S, S + 2)")
-        return cls(timesteps, coefficients, draws, steps, *scales)
-
-
-def sample_directly(
-    step: Step,
-    path: SamplingPath,
-    prediction_type: str,
-    latents: Array,
-    network: Callable[[Array, float], Array],
-    noise: Callable[[], Array],
-) -> Array:
-    """The sampler without a plan, as its paper has it: from the network's first input to the finished latents.
-
-    Between steps the latents are handed over as the network sees them, z = x / √(1 + σ²)."""
-    history: History = ()
-    for i in range(len(path)):
-        x = latents * np.sqrt(1 + path.sigmas[i] ** 2)
-        x, history = step(path, i, x, history, Model(network, prediction_type), noise)
-        latents = x * scale_after(path, i)
-    return latents
 
 
 def scale_after(path: SamplingPath, i: int) -> float:

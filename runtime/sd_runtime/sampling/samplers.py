@@ -230,6 +230,22 @@ def dpm_sde(
     return toward(x0, x, sigma_down / sigma) + sigma_up * whole, history
 
 
+def dpmpp_2s_ancestral(
+    path: SamplingPath, i: int, x: Array, history: History, model: Model, noise: Noise
+) -> tuple[Array, History]:
+    """DPM-Solver++(2S) down to σ_down, then fresh noise: k-diffusion's sample_dpmpp_2s_ancestral with eta = 1.
+
+    arXiv 2211.01095, algorithm 1 with r = 1/2: the picture predicted at the middle in λ stands for the whole step."""
+    sigma, target = path.sigmas[i], path.sigmas_next[i]
+    x0, _ = model(x, sigma, path.timesteps[i])
+    if target == 0:
+        return x0, history
+    sigma_down, sigma_up = ancestral(sigma, target)
+    middle = np.sqrt(sigma * sigma_down)
+    x0, _ = model(toward(x0, x, middle / sigma), middle, float(path.schedule.timestep_at(middle)))
+    return toward(x0, x, sigma_down / sigma) + sigma_up * noise(), history
+
+
 def toward(x0: Array, x: Array, share: float) -> Array:
     """The point on the line from x0 (share 0) to x (share 1): a first-order step of DPM-Solver++."""
     return share * x + (1 - share) * x0
