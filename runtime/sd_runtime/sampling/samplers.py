@@ -235,14 +235,14 @@ def dpmpp_2s_ancestral(
 ) -> tuple[Array, History]:
     """DPM-Solver++(2S) down to σ_down, then fresh noise: k-diffusion's sample_dpmpp_2s_ancestral with eta = 1.
 
-    arXiv 2211.01095, algorithm 1 with r = 1/2: the picture predicted at the middle in λ stands for the whole step."""
+    arXiv 2211.01095, algorithm 1 with r = 1/2: the picture predicted at the middle in λ stands for the whole step.
+    With eta = 1, σ_down = target² / σ: the middle is the target, and the network is told the next step's timestep."""
     sigma, target = path.sigmas[i], path.sigmas_next[i]
     x0, _ = model(x, sigma, path.timesteps[i])
     if target == 0:
         return x0, history
     sigma_down, sigma_up = ancestral(sigma, target)
-    middle = np.sqrt(sigma * sigma_down)
-    x0, _ = model(toward(x0, x, middle / sigma), middle, float(path.schedule.timestep_at(middle)))
+    x0, _ = model(toward(x0, x, target / sigma), target, path.timesteps[i + 1])
     return toward(x0, x, sigma_down / sigma) + sigma_up * noise(), history
 
 
