@@ -14,7 +14,7 @@ from reference_schedulers import BrownianTape, scheduler_module
 from sd_runtime import NumericalError, Pipeline, UsageError, make_request
 from sd_runtime.pipeline import Generation
 from sd_runtime.result import Step
-from sd_runtime.sampling import describe
+from sd_runtime.sampling.registry import PRESETS
 
 SAMPLERS = ("pndm", "ddim", "euler", "euler_a", "lms", "dpmpp_2m", "dpmpp_2m_karras")
 
@@ -36,7 +36,8 @@ def test_same_picture(pipe: Pipeline, reference: StableDiffusionPipeline, schedu
 
 # diffusers' UniPC bh1 divides by an infinite h where the last sigma is 0: all NaN (ours is finite, and compared with it
 # ending at sigma_min in test_schedulers_parity).
-EVERY_SAMPLER = [name.split("[")[0] for name, _ in describe() if not name.startswith("unipc_bh1")]
+COMPARED = [preset.aliases[0] for sampler, preset in PRESETS if sampler.diffusers_class is not None]
+EVERY_SAMPLER = [name for name in COMPARED if name != "unipc_bh1"]
 WARPED = ("euler_karras", "dpmpp_2m_exponential", "unipc_karras", "dpmpp_2m_sde_karras")
 
 
@@ -44,7 +45,7 @@ WARPED = ("euler_karras", "dpmpp_2m_exponential", "unipc_karras", "dpmpp_2m_sde_
 def test_every_sampler(
     pipe: Pipeline, reference: StableDiffusionPipeline, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """≥ 55 dB for every name that sd-run lists, the stochastic ones with the same noise."""
+    """≥ 55 dB for every name that sd-run lists and diffusers has, the stochastic ones with the same noise."""
     (generator,) = generators(7)
     brownian = BrownianTape(lambda: torch.randn((1, 4, 16, 16), generator=generator).numpy())
     monkeypatch.setattr(scheduler_module("DPMSolverSDE"), "BrownianTreeNoiseSampler", lambda *_: brownian)
