@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from sd_runtime.engines.protocol import Feed
-from sd_runtime.loop.host import Guidance, denoise
+from sd_runtime.loop.guidance import Guidance
+from sd_runtime.loop.host import denoise
 from sd_runtime.noise import NoiseSource
 from sd_runtime.sampling import SchedulerConfig, make_plan, resolve
 from sd_runtime.tensor import Array, Dim, FeedCheck, TensorSpec

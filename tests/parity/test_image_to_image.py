@@ -147,7 +147,7 @@ def test_without_the_encoder(pipe: Pipeline, drawings: list[Image.Image], monkey
 def test_an_encoder_that_overflows(
     pipe: Pipeline, drawings: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = pipe.components.engine("vae_encoder")
+    encoder = pipe.engines.engine("vae_encoder")
     broken = {"latent_parameters": np.full((1, 8, 16, 16), np.inf, np.float32)}
     monkeypatch.setattr(type(encoder), "run", lambda self, feeds: broken)
     with pytest.raises(NumericalError, match="VAE encoder output of picture 1"):

@@ -138,7 +138,7 @@ def test_bad_arguments(pipe: Pipeline, arguments: dict[str, Any], message: str) 
 
 
 def test_no_black_picture_from_a_decoder_that_overflows(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = pipe.components.engine("vae_decoder")
+    decoder = pipe.engines.engine("vae_decoder")
     broken = {"sample": np.full((1, 3, 128, 128), np.nan, np.float32)}
     monkeypatch.setattr(type(decoder), "run", lambda self, feeds: broken)
     with pytest.raises(NumericalError, match="VAE decoder output of picture 1"):

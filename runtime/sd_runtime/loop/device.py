@@ -29,7 +29,8 @@ from ..errors import NumericalError
 from ..noise import NoiseSource
 from ..sampling import SamplingPlan
 from ..tensor import Array, all_finite
-from .host import Guidance, Step
+from .guidance import Guidance
+from .host import Evaluated
 
 IDLE_LOOPS = 4  # shapes whose memory and recordings are kept for the next request
 SHORTEST_TABLE = 64  # evaluations that the tables have room for, at least; beyond, powers of two
@@ -83,7 +84,7 @@ class DeviceDenoiser:
         encoder_hidden_states: Array,
         guidance: Guidance,
         noise: NoiseSource,
-    ) -> Generator[Step]:
+    ) -> Generator[Evaluated]:
         """Run every evaluation of `plan`, yielding after each.  When iteration stops, at most one more is run.
 
         latents: (B, C, h, w) float32, the UNet's first input; encoder_hidden_states: (R, T, D) float32.
@@ -164,7 +165,7 @@ class DeviceLoop:
         encoder_hidden_states: Array,
         guidance: Guidance,
         noise: NoiseSource,
-    ) -> Generator[Step]:
+    ) -> Generator[Evaluated]:
         """Queue evaluation after evaluation; the device always has the next one when it finishes one."""
         self._start(plan, latents, encoder_hidden_states, guidance)
         under_way: deque[Pending] = deque()
@@ -181,12 +182,12 @@ class DeviceLoop:
         sample.write(np.concatenate([latents] * (sample.shape[0] // len(latents))))
         self._network["timestep"].write(timesteps[:1])
         self._network["encoder_hidden_states"].write(encoder_hidden_states)
-        for name, told in guidance.inputs(len(encoder_hidden_states)).items():
-            self._network[name].write(told)
+        for name, embedded in guidance.inputs(len(encoder_hidden_states)).items():
+            self._network[name].write(embedded)
         self._states[0].write(plan.initial_state(latents).reshape(self._states[0].shape))
         self._indices[0].write(np.zeros(1, np.int32))
         for name, values in (("coefficients", plan.coefficients.astype(np.float32)), ("timesteps", timesteps)):
-            self._tables[name].write(filled_up(values, self._tables[name].shape[0]))
+            self._tables[name].write(padded_rows(values, self._tables[name].shape[0]))
         if "guidance_scale" in self._tables:
             self._tables["guidance_scale"].write(np.array([guidance.scale], np.float32))
 
@@ -201,7 +202,7 @@ class DeviceLoop:
         self._resources.close()
 
 
-def finished(plan: SamplingPlan, index: int, pending: Pending) -> Step:
+def finished(plan: SamplingPlan, index: int, pending: Pending) -> Evaluated:
     """Wait for an evaluation.  NumericalError: it left NaN or infinity."""
     latents = pending.wait().copy()
     if not all_finite(latents):
@@ -210,10 +211,10 @@ def finished(plan: SamplingPlan, index: int, pending: Pending) -> Step:
             got="NaN or infinity",
             remedy="lower guidance_scale, or export the bundle with --precision fp32",
         )
-    return Step(index, len(plan), float(plan.timesteps[index]), latents)
+    return Evaluated(index, len(plan), float(plan.timesteps[index]), latents)
 
 
-def filled_up(values: Array, length: int) -> Array:
+def padded_rows(values: Array, length: int) -> Array:
     """`values` with zeros after them, `length` rows in all."""
     out = np.zeros((length, *values.shape[1:]), values.dtype)
     out[: len(values)] = values

@@ -25,7 +25,7 @@ from ..device import DeviceTensor, placed
 from ..gpu.gpu import Gpu, shortened
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Feed, Placed
-from .cpu import CPU, CUDA, SILENT, import_onnxruntime, open_session
+from .library import CPU, CUDA, SILENT, import_onnxruntime, open_session
 
 OPTIONS = {
     "enable_skip_layer_norm_strict_mode": "1",  # sums in float32
