@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sd_runtime import __version__, errors
+from sd_runtime.fields import FIELDS
 from sd_runtime.sampling.names import describe
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,11 @@ def test_every_flag_and_choice_is_on_the_page(command: str) -> None:
 def test_pages_name_no_flag_that_no_command_has(page: str) -> None:
     known = {flag for command in COMMANDS for flag, _ in options_of(command)} | {"--help"}
     assert set(FLAG.findall(text_of(DOCS / f"{page}.md"))) - known == set()
+
+
+def test_every_field_of_a_request_is_on_the_page() -> None:
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", text_of(DOCS / "python.md"), re.MULTILINE)))
+    assert set(FIELDS) - set(named) == set()
 
 
 def test_every_sampler_is_on_the_page() -> None:
