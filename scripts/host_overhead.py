@@ -104,7 +104,7 @@ def theirs() -> Callable[[str, int], None]:
 
     def run(scheduler: str, steps: int) -> None:
         choice = resolve(scheduler)
-        pipe.scheduler = getattr(diffusers, choice.class_name).from_config(CONFIG, **choice.overrides)
+        pipe.scheduler = getattr(diffusers, choice.reference_class()).from_config(CONFIG, **choice.overrides)
         pipe(
             prompt_embeds=embeds, negative_prompt_embeds=embeds, num_inference_steps=steps, output_type="latent",
             generator=torch.Generator().manual_seed(1), height=512, width=512,

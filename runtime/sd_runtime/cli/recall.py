@@ -9,7 +9,7 @@ from ..fields import FIELDS
 from ..images.metadata import Parameters
 from ..provenance import OWN_SCHEDULER, UNREPEATABLE, is_ours
 from ..sampling import resolve
-from ..sampling.make import DEFAULT_ETA
+from ..sampling.registry import BY_CLASS
 from .settings import Settings
 
 
@@ -47,7 +47,7 @@ def _counts(name: str, parameters: Parameters, scheduler: str | None, *, ours: b
         return ours or not any(key.startswith("Hires") for key in parameters.extra)
     if name == "eta":
         own = scheduler is None and (ours or parameters.scheduler is None)
-        return own or (scheduler is not None and resolve(scheduler).class_name in DEFAULT_ETA)
+        return own or (scheduler is not None and BY_CLASS[resolve(scheduler).class_name].default_eta is not None)
     return True
 
 
