@@ -1,7 +1,7 @@
 """export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
 
 What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
-object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
+object like {"num_inference_steps": 25, "guidance_scale": 2.5, "height": 128, "width": 128}; diffusers ignores names
 that start with an underscore.  Without it the defaults are those of `usual_settings`, and the size of training.
 `_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
 scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
