@@ -306,7 +306,7 @@ def test_command(demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     size = ["--width", "64", "--height", "64", "--steps", "2", "--device", "cpu"]
     few = ["--rounds", "1", "--warmup", "0", "--cold", "0", "--batches", "1"]
     assert main([str(demo_bundle), *size, *few, "--json", str(values), "--plot", str(plot)]) == 0
-    assert "steps/s" in capsys.readouterr().out
+    assert "steps a second" in capsys.readouterr().out
     assert json.loads(values.read_text())["benchmark"]["rounds"] == 1
     assert plot.read_text().startswith("<svg ")
 

@@ -125,7 +125,7 @@ def test_settings_are_diffusers_words(bundle: Bundle, request_: Request) -> None
         (["--plot", "bench.png"], "--plot: got bench.png, accepted a name that ends in .svg"),
         (["--write-baseline", "."], "Is a directory; choose the name of a file"),
         (["--baseline", "no.json"], "cannot read no.json (No such file or directory); make one with --write-baseline"),
-        (["--scheduler", "er_sde"], "--scheduler: diffusers has no ER SDE, so there is no reference to compare with"),
+        (["--scheduler", "er_sde"], "scheduler: diffusers has no ER SDE, so there is no reference to compare with"),
         (["--steps", "0"], "--steps: got 0"),
         (["--nonsense"], "unrecognized arguments: --nonsense; see benchmark.py --help"),
     ],
