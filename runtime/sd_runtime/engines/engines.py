@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ..bundle.bundle import Bundle
 from ..bundle.catalogue import EAGER
 from ..errors import EngineError
-from .backend import Backend, Machine, open_backends
+from .backend import Backend, Machine
 from .protocol import Engine
+from .registry import open_backends
 
 if TYPE_CHECKING:
     from ..bundle.manifest import EnginePrecision
@@ -54,7 +55,7 @@ class Engines:
         return self._backends
 
     def precision(self, name: str) -> EnginePrecision:
-        """That a component's plain graph is computed in here."""
+        """The precision in which a component's plain graph is computed here."""
         found = (backend.precision(name) for backend in self._backends)
         return next((precision for precision in found if precision is not None), self._bundle.manifest.precision)
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..engines.device import DeviceEngine, DeviceTensor, Launch, Pending
 from ..engines.pool import Pool
-from ..errors import NumericalError
+from ..errors import EXPORT_IN_FP32, NumericalError
 from ..noise import NoiseSource
 from ..sampling import SamplingPlan
 from ..tensor import Array, all_finite
@@ -59,7 +59,7 @@ class LoopShape:
 
     @property
     def form(self) -> str:
-        """Of the sampler step's graph."""
+        """The form of the sampler step's graph: guided, or plain."""
         return "plain" if self.rows == self.images else "guided"
 
 
@@ -131,8 +131,7 @@ class DeviceLoop:
             if shape.guidance is not None:
                 self._network["timestep_cond"] = tensor(unet, "timestep_cond", shape.rows, shape.guidance)
             self._tables = {
-                "noise_table": tensor(step, "noise_table", 1, *images),
-                "draw_index": tensor(step, "draw_index", table),  # stays zero: the one row is refilled in time
+                "noise": tensor(step, "noise", *images),
                 "coefficients": tensor(step, "coefficients", table, shape.state, shape.state + 2),
                 "timesteps": tensor(step, "timesteps", table + 1),
             }
@@ -194,7 +193,7 @@ class DeviceLoop:
     def _queue(self, index: int, drawn: Array | None, images: int) -> Pending:
         """Queue an evaluation, its noise before it, and a copy of the latents (B, C, h, w) after it."""
         if drawn is not None:
-            self._tables["noise_table"].write(drawn[None])
+            self._tables["noise"].write(drawn)
         self._evaluations[index % 2]()
         return self._network["sample"].read(images)
 
@@ -209,7 +208,7 @@ def finished(plan: SamplingPlan, index: int, pending: Pending) -> Evaluated:
         raise NumericalError(
             f"latents after step {index + 1} of {len(plan)} (timestep {plan.timesteps[index]:g})",
             got="NaN or infinity",
-            remedy="lower guidance_scale, or export the bundle with --precision fp32",
+            remedy=f"lower `guidance_scale`, or {EXPORT_IN_FP32}",
         )
     return Evaluated(index, len(plan), float(plan.timesteps[index]), latents)
 
