@@ -140,9 +140,9 @@ def _jitter(network: Any) -> None:
 
 def export_all(checkpoint: Path, bundle: Path, precision: Literal["fp32", "fp16"]) -> None:
     from sd_export.exporter import export
-    from sd_export.request import ExportRequest
+    from sd_export.options import ExportOptions
 
-    export(ExportRequest(str(checkpoint), output=bundle, precision=precision), quiet=False)
+    export(ExportOptions(str(checkpoint), output=bundle, precision=precision), quiet=False)
 
 
 def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> list[Difference]:

@@ -21,7 +21,7 @@ from sd_export.graphs.weights import save
 from sd_export.networks import components
 from sd_export.networks.modules import freeze
 from sd_export.networks.signature import Signature
-from sd_export.request import NETWORKS, ExportRequest
+from sd_export.options import NETWORKS, ExportOptions
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
 from sd_runtime.tensor import Array, Dim
@@ -143,7 +143,7 @@ def tiny_checkpoint(tiny_folder: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of the tiny checkpoint exported in float32; tests must not change it."""
-    return export(ExportRequest(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "tiny"))
+    return export(ExportOptions(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
 from hypothesis import given
 from hypothesis import strategies as st
-from sd_export.request import NETWORKS
+from sd_export.options import NETWORKS
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.verify import bisect as layers
 from sd_export.verify.cli import main

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sd_export.cli import main
 from sd_export.exporter import export
-from sd_export.request import NETWORKS, ExportRequest
+from sd_export.options import NETWORKS, ExportOptions
 from sd_export.verify import limits
 from sd_export.verify.reference import FOLDER, JSON, TENSORS, Reference
 from sd_runtime.bundle.bundle import Bundle
@@ -42,5 +42,5 @@ def test_what_differs_is_not_published(tiny_folder: Path, tmp_path: Path, monkey
     monkeypatch.setitem(limits.CPU, "fp32", limits.Limits(1e-12, 1e-12, 300))
     expected = r"vae_encoder, sample picture differs from the reference: got relative .*, accepted relative ≤ 2.4e-12"
     with pytest.raises(ExportError, match=rf"{expected}; --no-verify exports it nevertheless"):
-        export(ExportRequest(str(tiny_folder), output=tmp_path / "bundle", components=QUICKEST))
+        export(ExportOptions(str(tiny_folder), output=tmp_path / "bundle", components=QUICKEST))
     assert not (tmp_path / "bundle").exists()

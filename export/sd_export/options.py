@@ -17,7 +17,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
-class ExportRequest:
+class ExportOptions:
     """Export `model` to the folder `output`, or to the user's bundles under the model's name.
 
     model       "demo", a hub id, a folder in diffusers layout, or a single .safetensors file
