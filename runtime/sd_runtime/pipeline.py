@@ -83,7 +83,7 @@ class Pipeline:
 
         threads: how many each network takes on the CPU; None: one a core.
         safety_checker: run the bundle's, if it has one: pictures that it withholds are black.
-        backends: what runs the networks, in order of preference: names of `engines.backend.BACKENDS` or backends of
+        backends: what runs the networks, in order of preference: names of `engines.registry.BACKENDS` or backends of
         your own; None: TensorRT where its engines fit this machine, ONNX Runtime for the rest.
         BundleError: missing or damaged; DependencyError: no engine library; EngineError; UsageError: device, backends.
         """

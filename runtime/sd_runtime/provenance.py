@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from . import __version__
+from ._version import __version__
 from .bundle.manifest import Manifest
 from .errors import SDError
 from .fields import FIELDS

@@ -13,7 +13,6 @@ from diffusers import StableDiffusionPipeline
 from reference_schedulers import BrownianTape, scheduler_module
 from sd_runtime import NumericalError, Pipeline, UsageError, make_request
 from sd_runtime.pipeline import Generation
-from sd_runtime.result import Step
 from sd_runtime.sampling.registry import PRESETS
 
 SAMPLERS = ("pndm", "ddim", "euler", "euler_a", "lms", "dpmpp_2m", "dpmpp_2m_karras")
@@ -81,21 +80,6 @@ def test_a_seed_is_a_picture_whatever_the_batch(pipe: Pipeline) -> None:
     batch = pipe([PROMPT, "a small red ring on a white background"], seed=[11, 12], num_inference_steps=5)
     alone = pipe(PROMPT, seed=11, num_inference_steps=5)
     assert psnr(batch.arrays[:1], alone.arrays) >= 80
-
-
-def test_batches_larger_than_the_engine_are_split(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pipe(PROMPT, seed=1, num_images_per_prompt=3, num_inference_steps=4)
-    assert pipe.batches(whole.request) == [range(1), range(1, 2), range(2, 3)]  # one by one on the CPU
-    with monkeypatch.context() as patch:
-        patch.setattr(type(pipe.components), "on_cpu", False)
-        patch.setattr(Pipeline, "_unet_ranges", lambda self: ((1, 4), (4, 4), (8, 128), (8, 128)))
-        batches = pipe.batches(whole.request)
-    monkeypatch.setattr(Pipeline, "batches", lambda self, request: batches)
-    steps: list[Step] = []
-    parts = pipe(PROMPT, seed=1, num_images_per_prompt=3, num_inference_steps=4, callback=steps.append)
-    assert [step.images for step in steps] == [range(2)] * 5 + [range(2, 3)] * 5  # PNDM visits one timestep twice
-    assert [step.index for step in steps] == list(range(10))
-    assert psnr(parts.arrays, whole.arrays) >= 80
 
 
 def test_given_latents(pipe: Pipeline) -> None:

@@ -20,10 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..engines.backend import Backend, Machine, open_backends
+from ..engines.backend import Backend, Machine
 from ..engines.device import DeviceEngine
 from ..engines.engines import Engines
 from ..engines.protocol import Engine, Feed
+from ..engines.registry import open_backends
 from ..pipeline import Pipeline
 from ..tensor import Array, TensorSpec
 from .distribution import Distribution

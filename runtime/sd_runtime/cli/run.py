@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import __version__
+from .._version import __version__
 from ..errors import BundleError, SDError, UsageError, one_line
 from ..fields import FIELDS
 from ..images.files import check_destination, same_name

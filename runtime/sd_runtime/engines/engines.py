@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ..bundle.bundle import Bundle
 from ..bundle.catalogue import EAGER
 from ..errors import EngineError
-from .backend import Backend, Machine, open_backends
+from .backend import Backend, Machine
 from .protocol import Engine
+from .registry import open_backends
 
 if TYPE_CHECKING:
     from ..bundle.manifest import EnginePrecision

@@ -131,8 +131,7 @@ class DeviceLoop:
             if shape.guidance is not None:
                 self._network["timestep_cond"] = tensor(unet, "timestep_cond", shape.rows, shape.guidance)
             self._tables = {
-                "noise_table": tensor(step, "noise_table", 1, *images),
-                "draw_index": tensor(step, "draw_index", table),  # stays zero: the one row is refilled in time
+                "noise": tensor(step, "noise", *images),
                 "coefficients": tensor(step, "coefficients", table, shape.state, shape.state + 2),
                 "timesteps": tensor(step, "timesteps", table + 1),
             }
@@ -194,7 +193,7 @@ class DeviceLoop:
     def _queue(self, index: int, drawn: Array | None, images: int) -> Pending:
         """Queue an evaluation, its noise before it, and a copy of the latents (B, C, h, w) after it."""
         if drawn is not None:
-            self._tables["noise_table"].write(drawn[None])
+            self._tables["noise"].write(drawn)
         self._evaluations[index % 2]()
         return self._network["sample"].read(images)
 

@@ -14,6 +14,7 @@ from ..engines.engines import Engines
 from ..errors import DependencyError
 from ..networks.vae import Decoded, decode
 from ..noise import NoiseSource
+from ..notices import warn
 from ..sampling import SamplingPlan
 from ..tensor import Array
 from .guidance import Guidance
@@ -67,6 +68,12 @@ class Loops:
     def _device_denoiser(self) -> DeviceDenoiser | None:
         engines = self._on_one_device(DENOISER)
         if engines is None:
+            return None
+        if "noise" not in {spec.name for spec in engines[1].inputs}:
+            again = self._bundle.export_again
+            warn(
+                f"the bundle's sampler step is that of version 0.1.0: the host leads the loop, which is slower; {again}"
+            )
             return None
         from .device import DeviceDenoiser
 
