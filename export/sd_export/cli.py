@@ -13,7 +13,8 @@ from sd_runtime.cli.arguments import ArgumentParser
 from sd_runtime.cli.console import run
 from sd_runtime.errors import UsageError
 
-from .options import COMPONENTS, PRECISIONS, ExportOptions
+from .networks.registry import SELECTABLE
+from .options import PRECISIONS, ExportOptions
 from .tensorrt_ import cli as build_cli
 from .tensorrt_.cli import add_engine_flags, build_options
 from .tensorrt_.plan import BuildOptions
@@ -40,7 +41,7 @@ def build_parser() -> ArgumentParser:
     add("--output", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name among your bundles)")
     add("--precision", default="fp32", choices=PRECISIONS, help="of weights and arithmetic (default: fp32)")
     add("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    everything = f"export only these (default: all that the model has of {','.join(COMPONENTS)})"
+    everything = f"export only these (default: all that the model has of {','.join(SELECTABLE)})"
     add("--components", metavar="A,B", help=everything)
     add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")

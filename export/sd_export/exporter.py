@@ -35,12 +35,13 @@ from sd_runtime.request import Defaults, make_request
 from sd_runtime.sampling import SchedulerConfig, make_plan
 
 from . import pack
-from .networks.signature import MAX_CELLS, MIN_CELLS, Sizes
-from .options import NETWORKS, ExportOptions
+from .networks.registry import PART, REGISTRY
+from .options import ExportOptions
 from .progress import Progress
+from .signature import MAX_CELLS, MIN_CELLS, Sizes
 from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
 from .source.architecture import pipeline_class, usual_settings
-from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER, TAESD
+from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER
 from .verify.reference import TENSORS, Reference
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
@@ -95,12 +96,14 @@ def _resolve(options: ExportOptions, *, quiet: bool) -> Checkpoint:
 
 def _components(options: ExportOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What to export, in the order of the flow: all that there is, or what was asked for."""
-    extra = tuple(name for name in (SAFETY_CHECKER, TAESD) if name in checkpoint.weights)
+    present = [entry for entry in REGISTRY if entry.part in checkpoint.weights]
     if options.components is None:
-        return NETWORKS + extra
-    if SAFETY_CHECKER in options.components and SAFETY_CHECKER not in extra:
-        raise ExportError(f"model '{checkpoint.id}' has no safety checker", got=f"components {options.components}")
-    return tuple(name for name in NETWORKS + extra if name in options.components or name == TAESD)
+        return tuple(entry.name for entry in present)
+    for name in options.components:
+        if name not in {entry.name for entry in present}:
+            what = f"model '{checkpoint.id}' has no {name.replace('_', ' ')}"
+            raise ExportError(what, got=f"components {','.join(options.components)}")
+    return tuple(entry.name for entry in present if entry.name in options.components or not entry.selectable)
 
 
 def _require_libraries() -> None:
@@ -113,12 +116,9 @@ def _require_libraries() -> None:
 def _export_components(
     names: tuple[str, ...], options: ExportOptions, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Component]:
-    from .networks.components import (  # imports torch: only once there is something to trace
-        export_component,
-        export_loop,
-    )
+    from .networks.export import export_loop, export_network  # imports torch: only once there is something to trace
 
-    networks = {name: export_component(name, checkpoint, options.precision, folder, progress) for name in names}
+    networks = {name: export_network(name, checkpoint, options.precision, folder, progress) for name in names}
     return networks | export_loop(checkpoint, names, folder)
 
 
@@ -193,7 +193,7 @@ def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: 
     if checked:
         _write_json(folder / FEATURE_EXTRACTOR / "preprocessor_config.json", checkpoint.configs[FEATURE_EXTRACTOR])
     for name in components:
-        _write_json(folder / name / "config.json", checkpoint.configs["vae" if name.startswith("vae") else name])
+        _write_json(folder / name / "config.json", checkpoint.configs[PART[name]])
     (folder / "tokenizer").mkdir()
     for name, content in checkpoint.tokenizer.items():
         (folder / "tokenizer" / name).write_bytes(content)

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 from sd_export import exporter as stages
 from sd_export.exporter import export
-from sd_export.options import NETWORKS, ExportOptions
+from sd_export.networks.registry import REQUIRED
+from sd_export.options import ExportOptions
 from sd_export.progress import Progress
 from sd_export.source import Checkpoint
 from sd_runtime.bundle.bundle import Bundle
@@ -49,7 +50,7 @@ def test_bundle_holds_what_runtime_and_optimum_open(tiny_bundle: Path) -> None:
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
         "text_encoder/model_embeds.onnx",
-        *(f"{name}/{file}" for name in NETWORKS for file in ("config.json", "model.onnx", "model.safetensors")),
+        *(f"{name}/{file}" for name in REQUIRED for file in ("config.json", "model.onnx", "model.safetensors")),
     }
     index = json.loads(files["model_index.json"])
     assert index["_class_name"] == "StableDiffusionPipeline"

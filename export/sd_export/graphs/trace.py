@@ -19,7 +19,7 @@ from sd_runtime.errors import ExportError, one_line
 from sd_runtime.tensor import Dim, TensorSpec
 from torch import nn
 
-from ..networks.signature import Signature, trace_shape
+from ..signature import Signature, trace_shape
 
 OPSET = 23  # the first with Attention; GroupNormalization and Gelu are whole operators too
 

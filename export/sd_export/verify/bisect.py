@@ -22,7 +22,7 @@ from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.tensor import Array, TensorSpec
 
-from ..networks.components import load
+from ..networks.registry import find
 from ..source import Checkpoint
 from .measures import measure
 from .reference import Case, Reference
@@ -37,7 +37,7 @@ def bisect(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, case: C
     `row` is what was found at the network's end: layers are held to half way, in orders of magnitude, between what it
     may be and what it is, so that neither rounding nor what follows from the drift is taken for its start."""
     feeds = reference.feeds(case)
-    network = load(case.component, checkpoint)
+    network = find(case.component).load(checkpoint)
     prefix = f"{network.root}." if network.root else ""
     expected = {name.removeprefix(prefix): value for name, value in layer_outputs(network.module, feeds).items()}
     ours = graph_outputs(bundle, case.component, feeds, expected)

@@ -13,7 +13,7 @@ from sd_runtime.bundle.manifest import Check, Verification
 from sd_runtime.errors import ExportError, ParityError
 from sd_runtime.request import Defaults
 
-from ..networks.signature import Sizes
+from ..signature import Sizes
 from ..source import Checkpoint
 from .compare import compare, open_pipeline
 from .probe import short_probe

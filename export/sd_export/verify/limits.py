@@ -15,9 +15,10 @@ from typing import Literal
 
 from sd_runtime.bundle.manifest import EnginePrecision
 
+from ..networks.registry import PART
 from .measures import Measure
 
-AUTOENCODER = ("vae_encoder", "vae_decoder")
+AUTOENCODER = tuple(name for name, part in PART.items() if part == "vae")
 AUTOENCODER_CELLS = 64  # latent cells up to which it keeps to a network's limit
 
 

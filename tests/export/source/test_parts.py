@@ -12,14 +12,10 @@ import tiny_checkpoints
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from sd_export.source import (
-    load_safety_checker,
-    load_taesd,
-    load_vae,
-    resolve_checkpoint,
-    with_taesd,
-    with_vae,
-)
+from sd_export.networks.safety_checker import load_safety_checker
+from sd_export.networks.taesd import load_taesd
+from sd_export.networks.vae import load_vae
+from sd_export.source import resolve_checkpoint, with_taesd, with_vae
 from sd_runtime.errors import ExportError, UsageError
 
 SAFETY_WEIGHTS = "safety_checker/model.safetensors"
