@@ -2,7 +2,7 @@
 
 What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
 object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
-that start with an underscore.  Without it the defaults are those of `usual_settings`, and the size of training.
+that start with an underscore.  Without it the defaults are those of the checkpoint's family, and the size of training.
 `_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
 scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
 """
@@ -40,7 +40,6 @@ from .options import ExportOptions
 from .progress import Progress
 from .signature import MAX_CELLS, MIN_CELLS, Sizes
 from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
-from .source.architecture import pipeline_class, usual_settings
 from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER
 from .verify.reference import TENSORS, Reference
 
@@ -62,6 +61,7 @@ def export(options: ExportOptions, *, quiet: bool = True) -> Path:
         with progress.stage("checkpoint"):
             checkpoint = _resolve(options, quiet=quiet)
             latent, defaults = _latent(checkpoint), _defaults(checkpoint)
+        progress.say(f"{checkpoint.name} is {checkpoint.family.phrase}")
         names = _components(options, checkpoint)
         progress.expect(1 + 2 * options.verify + STAGES_PER_COMPONENT * len(names))
         target = (options.output or bundle_home() / checkpoint.name).expanduser().resolve()
@@ -186,7 +186,7 @@ def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: 
         "requires_safety_checker": False,
         "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
         "image_encoder": [None, None],
-        "_class_name": pipeline_class(checkpoint.configs),
+        "_class_name": checkpoint.family.pipelines[0],
     }
     _write_json(folder / "model_index.json", dict(checkpoint.model_index) | others)
     _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
@@ -241,8 +241,13 @@ def _latent(checkpoint: Checkpoint) -> Latent:
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     """The recommended settings; see the top of this module.  ExportError if nothing could be drawn with them."""
     sizes, recommended = Sizes.of(checkpoint.configs), checkpoint.model_index.get("_defaults")
-    side, (steps, guidance_scale) = sizes.cells * sizes.pixels, usual_settings(checkpoint.name, checkpoint.configs)
-    usual = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": side, "width": side}
+    side, family = sizes.cells * sizes.pixels, checkpoint.family
+    usual = {
+        "num_inference_steps": family.steps,
+        "guidance_scale": family.guidance_scale,
+        "height": side,
+        "width": side,
+    }
     with _refused(checkpoint):
         defaults = from_json(Defaults, usual if recommended is None else recommended, "defaults")
         make_request(defaults, "")

@@ -13,6 +13,8 @@ from typing import Any
 from sd_runtime.bundle.manifest import Source
 from sd_runtime.errors import ExportError, one_line
 
+from .families.base import Family
+
 Config = Mapping[str, Any]
 NETWORKS = ("text_encoder", "unet", "vae")
 SAFETY_CHECKER, FEATURE_EXTRACTOR, TAESD = "safety_checker", "feature_extractor", "taesd"
@@ -23,7 +25,7 @@ class Checkpoint:
     """A supported checkpoint, complete on this disk, its weight files' headers checked.
 
     `id` is MODEL as the user named it; `name` what a bundle of it is called; `revision` the hub's commit, None off the
-    hub; `architecture` a phrase for people.  `configs` holds the JSON of text_encoder, unet, vae and scheduler as in a
+    hub; `family` the kind of checkpoint.  `configs` holds the JSON of text_encoder, unet, vae and scheduler as in a
     diffusers folder, whatever the layout on disk; `weights` the .safetensors file of each network (one and the same in
     a single-file checkpoint); `tokenizer` the tokenizer's files, name → content, always with vocab.json and merges.txt.
     Both hold safety_checker too, and `configs` its feature_extractor, where there is one to be exported, and taesd
@@ -35,7 +37,7 @@ class Checkpoint:
     id: str
     name: str
     revision: str | None
-    architecture: str
+    family: Family
     model_index: Config
     configs: Mapping[str, Config]
     weights: Mapping[str, Path]

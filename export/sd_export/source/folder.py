@@ -15,8 +15,8 @@ from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError, one_line
 
 from . import tokenizer
-from .architecture import check_networks, check_pipeline, has_safety_checker
 from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config
+from .families.check import check_networks, check_pipeline, has_safety_checker
 from .usable import check_usable
 
 MODEL_INDEX = "model_index.json"
@@ -46,7 +46,6 @@ class FolderConfigs:
     model_index: Config
     configs: Mapping[str, Config]
     tokenizer: Mapping[str, bytes]
-    architecture: str
     names: tuple[str, ...]
 
     @property
@@ -130,12 +129,12 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
         raise ExportError(what, remedy=remedy)
     readers = {"scheduler": _read_scheduler}
     configs = {part: readers.get(part, read_json)(folder / name) for part, name in wanted.items()}
-    architecture = check_networks(model, configs)
+    check_networks(model, configs)
     files = {name: _read(folder / name, TOKENIZER_LIMIT) for name in TOKENIZER if name in names}
     vocabulary = tokenizer.complete({name.split("/")[1]: text for name, text in files.items()}, str(folder))
     check_usable(model, configs, vocabulary)
     read = (MODEL_INDEX, *wanted.values(), *files)
-    return FolderConfigs(model_index, configs, vocabulary, architecture, read)
+    return FolderConfigs(model_index, configs, vocabulary, read)
 
 
 def _not_a_pipeline(folder: Path) -> ExportError:

@@ -9,9 +9,9 @@ from pathlib import Path
 from sd_runtime.errors import UsageError
 
 from . import hub, single_file, tokenizer
-from . import stable_diffusion_1 as sd1
-from .architecture import check_networks
 from .checkpoint import NETWORKS, Checkpoint, hash_files, readable
+from .families import recognise, sd1
+from .families.check import check_networks
 from .folder import PICKLES, PipelineFiles, list_names, read_configs, refuse_pickle, weight_names
 from .header import tensor_shapes
 
@@ -76,11 +76,12 @@ def _from_folder(model: str, folder: Path, safety_checker: bool, snapshot: hub.S
         files = hub.repair(snapshot, files)
     for name in weights.values():
         tensor_shapes(folder / name)
+    name = model.split("/")[-1] if snapshot or model == DEMO else folder.name or "model"
     return Checkpoint(
         id=model,
-        name=model.split("/")[-1] if snapshot or model == DEMO else folder.name or "model",
+        name=name,
         revision=snapshot.commit if snapshot else None,
-        architecture=found.architecture,
+        family=recognise(name, found.configs),
         model_index=found.model_index,
         configs=found.configs,
         weights={network: folder / name for network, name in weights.items()},
@@ -96,11 +97,12 @@ def _from_file(model: str, path: Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise UsageError("model", got=model, accepted=ACCEPTED)
     configs = single_file.infer_configs(model, tensor_shapes(path))
+    check_networks(model, configs)
     return Checkpoint(
         id=model,
         name=path.stem,
         revision=None,
-        architecture=check_networks(model, configs),
+        family=recognise(path.stem, configs),
         model_index=sd1.MODEL_INDEX,
         configs=configs,
         weights=dict.fromkeys(NETWORKS, path),

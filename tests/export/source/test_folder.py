@@ -133,7 +133,7 @@ def test_other_pipelines_are_refused_by_name(folder, fields, message) -> None:
     edit_json(folder / "model_index.json", **fields)
     with pytest.raises(ExportError, match=message) as caught:
         resolve_checkpoint(str(folder))
-    assert "accepted Stable Diffusion 1.x and 2.x" in str(caught.value)
+    assert "accepted text to image with Stable Diffusion 1.x, Stable Diffusion 2.x" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
