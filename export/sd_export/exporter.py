@@ -1,7 +1,7 @@
 """export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
 
-What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
-object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
+The settings that the checkpoint's authors recommend are `_defaults` in its model_index.json, an object like
+ {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
 that start with an underscore.  Without it the defaults are those of the checkpoint's family, and the size of training.
 `_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
 scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
@@ -234,7 +234,7 @@ def _latent(checkpoint: Checkpoint) -> Latent:
     sizes, factor = Sizes.of(checkpoint.configs), checkpoint.configs["vae"].get("scaling_factor", 0.18215)
     if type(factor) not in (int, float) or not 0 < factor < math.inf:
         raise ExportError("vae/config.json: scaling_factor", got=repr(factor), accepted="a positive number")
-    with _refused(checkpoint):
+    with _as_export_error(checkpoint):
         return Latent(sizes.channels, sizes.pixels, factor, _preview(checkpoint.model_index.get("_preview")))
 
 
@@ -248,7 +248,7 @@ def _defaults(checkpoint: Checkpoint) -> Defaults:
         "height": side,
         "width": side,
     }
-    with _refused(checkpoint):
+    with _as_export_error(checkpoint):
         defaults = from_json(Defaults, usual if recommended is None else recommended, "defaults")
         make_request(defaults, "")
         make_plan(SchedulerConfig.from_dict(checkpoint.configs["scheduler"]), defaults.num_inference_steps)
@@ -261,8 +261,8 @@ def _defaults(checkpoint: Checkpoint) -> Defaults:
 
 
 @contextmanager
-def _refused(checkpoint: Checkpoint) -> Iterator[None]:
-    """What the runtime would say against the bundle, as an ExportError about the checkpoint."""
+def _as_export_error(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn the runtime's complaint about the bundle into an ExportError about the checkpoint."""
     try:
         yield
     except (BundleError, UsageError) as error:

@@ -52,7 +52,7 @@ class Network:
                   checkpoint's keys; the parameters' names at the edge are those of the signature
     signature     the checkpoint's configs → the module's tensors
     reference     adds to a reference what the libraries compute with this network
-    root          the attribute of the module whose name the weights' keys do without
+    root          the attribute of the module whose name is left out of the weights' keys
     probes        the checkpoint's configs → inputs on which values are measured before they become float16; none for a
                   network that never outgrows it
     float32       the traced graph → names of values that stay float32 whatever their size

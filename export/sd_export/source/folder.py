@@ -59,9 +59,9 @@ class PipelineFiles:
     """Which files of a repository make a pipeline; its safety checker is among them unless that is not wanted."""
 
     safety_checker: bool = True
-    marks = (MODEL_INDEX,)
+    index_files = (MODEL_INDEX,)
 
-    def small(self, model: str, names: Collection[str]) -> list[str]:
+    def small_files(self, model: str, names: Collection[str]) -> list[str]:
         """What to read before the weights, of the files that there are."""
         if MODEL_INDEX not in names:
             single = any("/" not in name and name.endswith(".safetensors") for name in names)
@@ -69,8 +69,8 @@ class PipelineFiles:
             raise ExportError(f"hub model '{model}' is not in diffusers layout (no {MODEL_INDEX})", remedy=remedy)
         return config_names(names)
 
-    def weights(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
-        """The weight files, after those of `small` were read and checked in `folder`."""
+    def weight_files(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
+        """The weight files, after those of `small_files` were read and checked in `folder`."""
         networks = read_configs(model, folder, safety_checker=self.safety_checker).networks
         return list(weight_names(model, names, networks).values())
 

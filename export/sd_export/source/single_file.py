@@ -1,7 +1,7 @@
-"""A single .safetensors with the keys of CompVis' Stable Diffusion 1.x, described without the network.
+"""A single .safetensors with the keys of CompVis' Stable Diffusion 1.x; its configs are inferred without a download.
 
-The file holds three state dicts under prefixes and no config.  What the tensors' shapes tell (widths, depths, where
-attention sits) is taken from them, the rest is Stable Diffusion 1.5's.  The keys are renamed by diffusers' own
+The file holds three state dicts under prefixes and no config.  Widths, depths and the places of attention are read from
+the tensors' shapes; all other fields are Stable Diffusion 1.5's.  The keys are renamed by diffusers' own
 conversion functions, which are pure.
 """
 
@@ -33,7 +33,7 @@ CLIP_HEAD_SIZE = 64  # of every CLIP text model: heads = width / 64
 
 def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
     """The configs of text_encoder, unet, vae and scheduler from the tensors' names and shapes; ExportError if the file
-    is something else than a complete Stable Diffusion 1.x checkpoint."""
+    is not a complete Stable Diffusion 1.x checkpoint."""
     parts = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
     if missing := [part for part, tensors in parts.items() if not tensors]:
         check_keys(model, shapes)
@@ -52,7 +52,7 @@ def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
         check_keys(model, shapes)
         reason = one_line(str(error))
         raise ExportError(
-            f"model '{one_line(model)}' has not the tensors of Stable Diffusion 1.x ({reason})"
+            f"model '{one_line(model)}' does not have the tensors of Stable Diffusion 1.x ({reason})"
         ) from error
 
 
@@ -62,7 +62,7 @@ def infer_vae(model: str, shapes: Shapes) -> tuple[Config, str]:
     try:
         return _vae_config(_strip(shapes, prefix)), prefix
     except LookupError as error:
-        what = f"'{one_line(model)}' has not the tensors of a Stable Diffusion 1.x VAE ({one_line(str(error))})"
+        what = f"'{one_line(model)}' does not have the tensors of a Stable Diffusion 1.x VAE ({one_line(str(error))})"
         raise ExportError(what, remedy="give a folder in diffusers layout") from error
 
 

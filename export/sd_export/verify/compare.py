@@ -30,7 +30,7 @@ def open_pipeline(bundle: Bundle, device: str) -> Pipeline:
 
 def compare(pipeline: Pipeline, reference: Reference) -> Report:
     """Every row that both sides have, in the order of the flow: tokens, noise, networks, loop, picture."""
-    side = _Ours(pipeline, reference)
+    side = _BundleSide(pipeline, reference)
     rows = [side.tokens(), side.noise(), *side.networks()]
     if PICTURE in reference.tensors:
         rows += side.picture()
@@ -55,7 +55,7 @@ def describe_device(pipeline: Pipeline) -> str:
     return "ONNX Runtime on the CPU" if engines.on_cpu else f"the GPU, its UNet in {engines.precision('unet')}"
 
 
-class _Ours:
+class _BundleSide:
     """A bundle's answers to a reference's questions, and how long they took."""
 
     def __init__(self, pipeline: Pipeline, reference: Reference) -> None:

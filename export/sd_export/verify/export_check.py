@@ -21,7 +21,7 @@ from .reference import Reference
 from .torch_reference import make_reference
 
 
-def give_back() -> None:
+def free_memory() -> None:
     """Return freed memory to the system: glibc keeps gigabytes of what torch and ONNX graphs freed in pieces."""
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
@@ -34,9 +34,9 @@ def store_reference(checkpoint: Checkpoint, components: Collection[str], default
     With one thread, so that the same checkpoint gives the same bytes whatever the number of cores."""
     steps = checkpoint.configs["scheduler"].get("num_train_timesteps", 1000)
     probe = short_probe(defaults, steps, Sizes.of(checkpoint.configs).pixels)
-    give_back()
+    free_memory()
     reference = make_reference(checkpoint, probe, components, threads=1)
-    give_back()
+    free_memory()
     reference.save(folder)
     return reference
 

@@ -142,7 +142,7 @@ def test_what_is_no_vae(folder: Path, tmp_path: Path, vae: tuple[Path, Autoencod
     with pytest.raises(ExportError, match=r"has no AutoencoderKL: accepted vae/config\.json or config\.json"):
         with_vae(checkpoint, str(tmp_path / "empty"))
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ExportError, match=r"has not the tensors of a Stable Diffusion 1\.x VAE"):
+    with pytest.raises(ExportError, match=r"does not have the tensors of a Stable Diffusion 1\.x VAE"):
         with_vae(checkpoint, str(tmp_path / "x.safetensors"))
     (tmp_path / "x.ckpt").write_bytes(b"pickle")
     with pytest.raises(ExportError, match=r"x\.ckpt is a pickle"):
