@@ -17,6 +17,7 @@ from fake_builder import FakeBuilders
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
 from sd_export.cli import main
+from sd_export.graphs.names import FLOAT32
 from sd_export.pack import write_synced
 from sd_export.tensorrt_ import build as module
 from sd_export.tensorrt_ import check as build_check
@@ -24,7 +25,7 @@ from sd_export.tensorrt_ import publish as build_publish
 from sd_export.tensorrt_.build import build
 from sd_export.tensorrt_.engine import Settings, build_engine
 from sd_export.tensorrt_.failures import explain
-from sd_export.tensorrt_.plan import FLOAT32, BuildOptions, plan_builds
+from sd_export.tensorrt_.plan import BuildOptions, plan_builds
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import MANIFEST, Manifest, record_file
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine

@@ -25,7 +25,6 @@ STEP = 64  # pixels; Stable Diffusion's UNet halves its latents three times
 NATIVE_ATTENTION: Final = (10, 15)  # parses Attention, and GroupNormalization as of opset 21
 STRONGLY_TYPED: Final = (10, 0)  # takes precision from the graph; version 11 knows nothing else
 OLDEST: Final = (8, 5)
-FLOAT32: Final = "@float32"  # in the names of layers that must compute in float32, for versions that ask by layer
 
 DRAWS = (1, 1, 8)  # rows of noise that the device loop keeps ready
 PROMPTS = (1, 2, 8)  # prompts in one call of the text encoder
