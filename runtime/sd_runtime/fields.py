@@ -31,7 +31,7 @@ class Field:
     """One field that may be left out.
 
     kind       "text", "integer", "number" (from `low` to `high`, both included), "choice" (one of `choices`), "switch"
-    default    its value where nothing is said; None: `otherwise` says in words what then counts
+    default    its value where nothing is said; None: `usually` says in words what then counts
     help       one line for people, without range and default
     label      under which a picture's metadata tells it, where it is not the default; "": told in another way
     value      of a switch that was turned: its text in the metadata
@@ -41,7 +41,7 @@ class Field:
     kind: Kind
     help: str
     default: Any = None
-    otherwise: str = ""
+    usually: str = ""
     low: float = -math.inf
     high: float = math.inf
     choices: tuple[str, ...] = ()
@@ -105,16 +105,16 @@ FIELDS: dict[str, Field] = {
             "seed",
             "integer",
             "picture i uses seed + i",
-            otherwise="random",
+            usually="random",
             low=SEED_MIN,
             high=SEED_MAX,
         ),
-        Field("num_inference_steps", "integer", "steps of the sampler", otherwise="the model's", low=1, high=1000),
+        Field("num_inference_steps", "integer", "steps of the sampler", usually="the model's", low=1, high=1000),
         Field(
             "guidance_scale",
             "number",
             "how strictly the prompt is followed; at most 1 is off",
-            otherwise="the model's",
+            usually="the model's",
             low=0,
             high=100,
         ),
@@ -131,20 +131,20 @@ FIELDS: dict[str, Field] = {
             "eta",
             "number",
             "fresh noise in ddim and tcd steps",
-            otherwise="the sampler's",
+            usually="the sampler's",
             low=0,
             high=1,
             label="Eta",
         ),
-        Field("height", "integer", "pixels, a multiple of 8", otherwise="the model's", low=1, high=1 << 16),
-        Field("width", "integer", "pixels, a multiple of 8", otherwise="the model's", low=1, high=1 << 16),
-        Field("scheduler", "text", "a sampler by name", otherwise="the model's"),
+        Field("height", "integer", "pixels, a multiple of 8", usually="the model's", low=1, high=1 << 16),
+        Field("width", "integer", "pixels, a multiple of 8", usually="the model's", low=1, high=1 << 16),
+        Field("scheduler", "text", "a sampler by name", usually="the model's"),
         Field("rng", "choice", "whose noise a seed stands for", default="cpu", choices=("cpu", "cuda")),
         Field(
             "strength",
             "number",
             "how much of the picture to change",
-            otherwise="0.8 with a picture",
+            usually="0.8 with a picture",
             low=0,
             high=1,
             label="Denoising strength",

@@ -52,7 +52,7 @@ def describe(
     """What picture `image` of a request should say about itself."""
     used = own_scheduler if request.scheduler is None else own_scheduler.switched(resolve(request.scheduler))
     prompts = request.prompt_of(image), request.negative_prompt_of(image)
-    told = {
+    extra = {
         "Scheduler": None if _named_by_label(used, own_scheduler) else request.scheduler or OWN_SCHEDULER,
         **{field.label: field.to_metadata(getattr(request, name)) for name, field in FIELDS.items() if field.label},
         "Init image hash": None if inputs.pictures is None else digest(inputs.pictures[inputs.row_of(request, image)]),
@@ -61,7 +61,7 @@ def describe(
         "TI hashes": _hashes(prompts, inversions),
     }
     if request.strength is None:  # there is no picture to resize
-        told[FIELDS["resize"].label] = None
+        extra[FIELDS["resize"].label] = None
     return Parameters(
         prompt=prompts[0],
         negative_prompt=prompts[1],
@@ -75,7 +75,7 @@ def describe(
         model_hash=manifest.model_hash,
         rng=request.rng,
         version=f"{PROGRAM} {__version__}",
-        extra={key: value for key, value in told.items() if value is not None},
+        extra={key: value for key, value in extra.items() if value is not None},
     )
 
 

@@ -51,7 +51,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def _help(field: Field) -> str:
     limited = field.kind == "number" or (field.kind == "integer" and field.high < 1 << 16)
     scope = f", {field.low:g} to {field.high:g}" if limited else ""
-    usual = field.otherwise or (field.default if field.default != "" else "none")
+    usual = field.usually or (field.default if field.default != "" else "none")
     return f"{field.help}{scope} (default: {usual})"
 
 

@@ -185,8 +185,8 @@ def on_sheet(parameters: Parameters, cells: tuple[int, int] | None, count: int) 
     if cells is None:
         return parameters
     rows, columns = cells
-    told = {"Grid": f"{rows}x{columns}"} | ({COUNT: str(count)} if count < rows * columns else {})
-    return replace(parameters, extra=parameters.extra | told)
+    sheet = {"Grid": f"{rows}x{columns}"} | ({COUNT: str(count)} if count < rows * columns else {})
+    return replace(parameters, extra=parameters.extra | sheet)
 
 
 def off_sheet(parameters: Parameters) -> tuple[Parameters, int | None]:

@@ -64,12 +64,12 @@ def _recall_scheduler(label: str | None, extra: dict[str, str], *, ours: bool) -
     return name
 
 
-def differences(told: Parameters, repeated: Parameters) -> list[str]:
-    """Why a picture drawn from what another `told` will not equal it, as "name: there, here"; empty if it will."""
-    rows = [("Model hash", told.model_hash, repeated.model_hash), ("Version", told.version, repeated.version)]
-    if not is_ours(told):
+def differences(recorded: Parameters, repeated: Parameters) -> list[str]:
+    """Why a picture drawn from what another `recorded` will not equal it, as "name: there, here"; empty if it will."""
+    rows = [("Model hash", recorded.model_hash, repeated.model_hash), ("Version", recorded.version, repeated.version)]
+    if not is_ours(recorded):
         rows.pop()
-    rows += [(key, told.extra.get(key), repeated.extra.get(key)) for key in UNREPEATABLE]
+    rows += [(key, recorded.extra.get(key), repeated.extra.get(key)) for key in UNREPEATABLE]
     return [
         f"{key}: {there or 'none'}, here {here or 'none'}"
         for key, there, here in rows

@@ -119,12 +119,12 @@ def _draw(args: argparse.Namespace) -> None:
     from .jobs import Saving, draw, error_at, missing
 
     started = time.perf_counter()
-    told = None if args.from_image is None else _read_picture(args.from_image)
-    bundle = Bundle.open(find_bundle(args.model) if args.model or told is None else _model_of(told))
+    recorded = None if args.from_image is None else _read_picture(args.from_image)
+    bundle = Bundle.open(find_bundle(args.model) if args.model or recorded is None else _model_of(recorded))
     saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
-    jobs = _jobs(args, told, bundle.manifest.defaults, saving)
+    jobs = _jobs(args, recorded, bundle.manifest.defaults, saving)
     timings: list[Timings] = []
-    unsaid: SDError | None = None
+    report_error: SDError | None = None
     backends = None if args.backend is None else args.backend.split(",")
     with Pipeline.load(bundle, device=args.device, safety_checker=args.safety_checker, backends=backends) as pipeline:
         for word in args.embedding:
@@ -138,17 +138,17 @@ def _draw(args: argparse.Namespace) -> None:
         for job, indices in zip(jobs, left, strict=True):
             with error_at(job.where):
                 for result, paths in draw(pipeline, job, indices, saving):
-                    if told is not None and not timings and not args.quiet:
-                        _note_differences(args, told, result)
+                    if recorded is not None and not timings and not args.quiet:
+                        _note_differences(args, recorded, result)
                     timings.append(result.timings)
                     try:
                         _report(result, paths, quiet=args.quiet)
                     except SDError as error:  # the pictures are what counts: draw them all first
-                        unsaid = error
+                        report_error = error
     if not args.quiet:
         _print_timings(timings, loaded, time.perf_counter() - started)
-    if unsaid is not None:
-        raise unsaid
+    if report_error is not None:
+        raise report_error
 
 
 def _read_picture(path: Path) -> Parameters:
@@ -157,28 +157,28 @@ def _read_picture(path: Path) -> Parameters:
     return read_parameters(path)
 
 
-def _model_of(told: Parameters) -> Path:
+def _model_of(recorded: Parameters) -> Path:
     """The bundle that drew a picture; for other programs' pictures, the only one there is."""
     from ..bundle.bundle import find_bundle
     from ..provenance import is_ours
 
     try:
-        return find_bundle(told.model)
+        return find_bundle(recorded.model)
     except BundleError:
-        if is_ours(told):
+        if is_ours(recorded):
             raise
         return find_bundle(None)
 
 
-def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
+def _jobs(args: argparse.Namespace, recorded: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
     """What to draw and where to: every request and every file's name checked, but for what needs the engines."""
     from .jobs import check_free, check_resumable, default_pattern, make_jobs, off_sheet
     from .recall import recall
     from .settings import Settings, read_prompts_file
 
     settings = Settings(args.prompt, args.image, args.grid, given(args))
-    if told is not None:
-        single, count = off_sheet(told)
+    if recorded is not None:
+        single, count = off_sheet(recorded)
         recalled, unknown = recall(single)
         if settings.grid is None:  # another sheet is filled
             held = {} if count is None else {"num_images_per_prompt": count}
@@ -243,10 +243,10 @@ def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:
     return paths if any(withheld) else []
 
 
-def _note_differences(args: argparse.Namespace, told: Parameters, result: Result) -> None:
+def _note_differences(args: argparse.Namespace, recorded: Parameters, result: Result) -> None:
     from .recall import differences
 
-    found = differences(told, result.parameters[0])
+    found = differences(recorded, result.parameters[0])
     if found:
         _note(f"not drawn as {args.from_image} was: {'; '.join(found)}")
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..engines.device import DeviceEngine, DeviceTensor, Launch, Pending
 from ..engines.pool import Pool
-from ..errors import NumericalError
+from ..errors import EXPORT_IN_FP32, NumericalError
 from ..noise import NoiseSource
 from ..sampling import SamplingPlan
 from ..tensor import Array, all_finite
@@ -59,7 +59,7 @@ class LoopShape:
 
     @property
     def form(self) -> str:
-        """Of the sampler step's graph."""
+        """The form of the sampler step's graph: guided, or plain."""
         return "plain" if self.rows == self.images else "guided"
 
 
@@ -208,7 +208,7 @@ def finished(plan: SamplingPlan, index: int, pending: Pending) -> Evaluated:
         raise NumericalError(
             f"latents after step {index + 1} of {len(plan)} (timestep {plan.timesteps[index]:g})",
             got="NaN or infinity",
-            remedy="lower guidance_scale, or export the bundle with --precision fp32",
+            remedy=f"lower `guidance_scale`, or {EXPORT_IN_FP32}",
         )
     return Evaluated(index, len(plan), float(plan.timesteps[index]), latents)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engines.protocol import Engine, placing
-from ..errors import NumericalError
+from ..errors import EXPORT_IN_FP32, NumericalError
 from ..noise import NoiseSource
 from ..sampling import SamplingPlan
 from ..tensor import Array, all_finite
@@ -58,7 +58,7 @@ def denoise(
                 raise NumericalError(
                     f"UNet output in step {index + 1} of {len(plan.timesteps)} (timestep {plan.timesteps[index]:g})",
                     got="NaN or infinity",
-                    remedy="lower guidance_scale, or export the bundle with --precision fp32",
+                    remedy=f"lower `guidance_scale`, or {EXPORT_IN_FP32}",
                 )
             fresh = noise.draw(tuple(image_shape)).ravel() if plan.draws[index] else None
             state = plan.advance(index, state, prediction.ravel(), fresh)

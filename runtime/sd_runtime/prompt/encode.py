@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engines.protocol import Engine
-from ..errors import NumericalError, UsageError
+from ..errors import EXPORT_IN_FP32, NumericalError, UsageError
 from ..fields import check_text
 from ..networks.text_encoder import last_hidden_state
 from ..tensor import Array, all_finite
@@ -101,7 +101,7 @@ def encode_chunks(text_encoder: Engine, chunks: Sequence[Chunk], embeddings: Tok
     ids = np.array(list(index), np.int64)  # (n, 77)
     hidden = last_hidden_state(text_encoder, ids if embeddings is None else embeddings.look_up(ids))
     if not all_finite(hidden):
-        raise NumericalError("text encoder", got="NaN or infinity", remedy="export the bundle with --precision fp32")
+        raise NumericalError("text encoder", got="NaN or infinity", remedy=EXPORT_IN_FP32)
     rows = [hidden[index[chunk.ids]] for chunk in chunks]
     return np.stack(
         [weigh(row, chunk.weights) if chunk.weighted else row for row, chunk in zip(rows, chunks, strict=True)]

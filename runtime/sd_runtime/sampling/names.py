@@ -86,5 +86,5 @@ def _unknown(name: str) -> UsageError:
     spellings = [s for sampler, preset in PRESETS for s in (sampler.class_name, *preset.aliases)]
     known = {_squeeze(spelling): spelling for spelling in spellings}
     near = difflib.get_close_matches(_squeeze(name), known, n=3, cutoff=0.5)
-    accepted = "nearest: " + ", ".join(known[n] for n in near) if near else "a name from --list-schedulers"
+    accepted = "nearest: " + ", ".join(known[n] for n in near) if near else "a name that sd-run --list-schedulers shows"
     return UsageError("scheduler", got=name, accepted=accepted, remedy="sd-run --list-schedulers shows all")

@@ -65,7 +65,7 @@ def _load_cuda_libraries() -> None:
         why = shortened(why or "; ".join(failures)) or "it does not say why"
         raise DependencyError(
             f"device cuda: ONNX Runtime cannot use CUDA and cuDNN here ({why})",
-            remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu',
+            remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or choose the CPU as `device`',
         )
 
 

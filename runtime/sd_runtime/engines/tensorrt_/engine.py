@@ -12,7 +12,7 @@ from ...errors import EngineError
 from ...tensor import Array, Dim, FeedCheck, TensorSpec
 from ..device import Device, DeviceEngine, DeviceTensor, Launch, placed
 from ..gpu.gpu import Gpu
-from ..gpu.host_fallback import HostLaunch, fetched
+from ..gpu.host_fallback import HostLaunch, as_arrays
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Engine, Feed, Placed
 from .library import LoadedEngine, Shapes, TensorRT
@@ -125,7 +125,7 @@ class TensorRTEngine:
         loaded = self._loaded_for(shapes)
         if loaded is None:
             other = self._fallback_engine(shapes)
-            return other.run(feeds if isinstance(other, DeviceEngine) else fetched(feeds))
+            return other.run(feeds if isinstance(other, DeviceEngine) else as_arrays(feeds))
         with self._gpu.turn(f"running the engine of {self._records[0].component}"):
             return self._call(loaded, shapes).run(feeds)
 
@@ -234,7 +234,7 @@ def narrowed(spec: TensorSpec, records: Sequence[EngineRecord]) -> TensorSpec:
 
 
 def not_built_for(shapes: Shapes, records: Sequence[EngineRecord], remedy: str) -> EngineError:
-    """That none of a component's engines takes these shapes."""
+    """The error that none of a component's engines takes these shapes."""
     what = f"no TensorRT engine of {records[0].component} was built for these shapes"
     got = ", ".join(f"{name}{shape}" for name, shape in shapes.items())
     return EngineError(what, got=got, accepted=" or ".join(describe(record) for record in records), remedy=remedy)
