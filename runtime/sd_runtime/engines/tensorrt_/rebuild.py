@@ -43,8 +43,8 @@ def buildable(side: int) -> int:
 
 
 def rows_a_picture(manifest: Manifest) -> int:
-    """Rows of the UNet's batch for a picture, where the model is used as recommended: two with guidance; one without, or
-    where the network takes the guidance scale as an input."""
+    """Rows of the UNet's batch for a picture, where the model is used as recommended: two with guidance; one without,
+    or where the network takes the guidance scale as an input."""
     return 1 if takes_guidance(manifest) or manifest.defaults.guidance_scale <= 1 else 2
 
 
