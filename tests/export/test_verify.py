@@ -176,7 +176,7 @@ def test_limits() -> None:
 def test_a_sound_bundle_passes(report: Report) -> None:
     assert report.passed, report.table()
     assert list(dict.fromkeys(row.component for row in report.rows)) == [
-        "tokenizer", "noise", "text_encoder", "unet", "vae_encoder", "vae_decoder", "loop", "picture",
+        "tokenizer", "noise", "text_encoder", "unet", "vae_decoder", "vae_encoder", "loop", "picture",
     ]  # fmt: skip
     steps = [row for row in report.rows if row.component == "loop"]
     assert len(steps) == STEPS + 1  # PNDM visits one timestep twice
