@@ -1,7 +1,7 @@
 """An autoencoder from elsewhere: another VAE in the place of a checkpoint's own, or a TAESD beside it.
 
-It is named like a checkpoint: a folder or a hub id that holds the network alone (config.json and weights) or a whole
-pipeline (of which vae/ is taken) or, for a VAE, a .safetensors file with CompVis' keys.
+The user names it as a checkpoint: a folder or a hub id that holds the network alone (config.json and weights) or a
+whole pipeline (whose vae/ is used) or, for a VAE, a .safetensors file with CompVis' keys.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FOLDER_OR_ID = "a folder in diffusers layout, or a hub id such as owner/name"
 
 @dataclass(frozen=True)
 class AutoencoderFiles:
-    """Which files of a repository make an autoencoder of a class, whether it lies there alone or in a pipeline."""
+    """Which files of a repository make an autoencoder of a class, alone in it or part of a pipeline."""
 
     class_name: str
     index_files = (f"vae/{CONFIG}", CONFIG)
 
     def place(self, model: str, names: Collection[str]) -> str:
-        """The folder that it lies in, "" or "vae/"."""
+        """The autoencoder's folder, "" or "vae/"."""
         found = next((name for name in self.index_files if name in names), None)
         if found is None:
             raise ExportError(f"'{one_line(model)}' has no {self.class_name}", accepted=" or ".join(self.index_files))
@@ -81,7 +81,7 @@ def with_taesd(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Ch
 
 
 def _find(model: str, folder: Path | None, class_name: str, quiet: bool) -> _Autoencoder:
-    """In a folder of the user's or, for None, on the hub."""
+    """Find it in a folder of the user's or, for None, on the hub."""
     selection = AutoencoderFiles(class_name)
     snapshot = fetch(model, None, selection, quiet=quiet) if folder is None else None
     root = snapshot.folder if snapshot is not None else folder

@@ -41,7 +41,7 @@ CONFIG_LIMIT, TOKENIZER_LIMIT = 1 << 20, 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class FolderConfigs:
-    """Everything in a diffusers folder but the weights: parsed JSON, the tokenizer's bytes, and the names read."""
+    """Everything in a diffusers folder except the weights: parsed JSON, the tokenizer's bytes, file names."""
 
     model_index: Config
     configs: Mapping[str, Config]
@@ -50,13 +50,13 @@ class FolderConfigs:
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Those whose weights are needed."""
+        """The networks whose weights are needed."""
         return tuple(name for name in WEIGHTS if name in self.configs)
 
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """Which files of a repository make a pipeline; its safety checker is among them unless that is not wanted."""
+    """Which files of a repository make a pipeline; `safety_checker`: its safety checker's, too."""
 
     safety_checker: bool = True
     index_files = (MODEL_INDEX,)
@@ -76,7 +76,7 @@ class PipelineFiles:
 
 
 def list_names(folder: Path) -> set[str]:
-    """The names (relative, POSIX) of the files in `folder` where a checkpoint has its own."""
+    """The names (relative, POSIX) of the files in the places of `folder` that a checkpoint uses."""
     paths = [folder / MODEL_INDEX, *(path for part in PARTS for path in folder.glob(f"{part}/*"))]
     return {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
 

@@ -42,7 +42,7 @@ class Selection(Protocol):
 
     @property
     def index_files(self) -> tuple[str, ...]:
-        """Files of which one is always among them."""
+        """Files of which every such repository has one."""
 
     def small_files(self, model: str, names: Collection[str]) -> list[str]:
         """What to fetch before the weights, of the files that there are."""

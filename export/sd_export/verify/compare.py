@@ -56,7 +56,7 @@ def describe_device(pipeline: Pipeline) -> str:
 
 
 class _BundleSide:
-    """A bundle's answers to a reference's questions, and how long they took."""
+    """Runs a bundle on a reference's inputs, and takes the time."""
 
     def __init__(self, pipeline: Pipeline, reference: Reference) -> None:
         self._pipeline, self._reference = pipeline, reference
@@ -97,7 +97,7 @@ class _BundleSide:
         limit = drift_limit(precision, on_cpu=on_cpu)
         try:
             trail, result = self._timed("picture", self._draw, again=False)
-        except NumericalError as error:  # it ends the picture, not the report
+        except NumericalError as error:  # ends the picture, not the report
             yield Row("loop", error.what, NOT_FINITE, limit)
             return
         steps = range(len(trail)) if len(trail) == len(expected) else range(0)

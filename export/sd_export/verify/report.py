@@ -19,7 +19,7 @@ from .probe import Probe
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison, of a network or of "tokenizer", "noise", "loop", "picture"; `name` tells a component's apart."""
+    """One comparison.  `component` is a network, or "tokenizer", "noise", "loop", "picture"; `name` tells which."""
 
     component: str
     name: str

@@ -1,7 +1,7 @@
 """A reference computed now: diffusers' own pipeline and networks, in float32 on the CPU.
 
-The weights come through `source`, which fills transformers' and diffusers' modules and complains of every key that is
-missing or left over; all else (tokenizer, sampler, guidance, the loop) is those libraries' code and none of ours.
+The weights come through `networks.loading`, which fills transformers' and diffusers' modules and refuses every key that
+is missing or left over; all else (tokenizer, sampler, guidance, the loop) is those libraries' code and none of ours.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class TorchReference:
             return {}
 
         probe, generator = self.probe, self._generator()
-        if hasattr(self.pipeline.scheduler, "noise_sampler"):  # a Brownian tree; both sides draw from the seed instead
+        if hasattr(self.pipeline.scheduler, "noise_sampler"):  # a Brownian tree: both sides draw from the seed instead
             self.pipeline.scheduler.noise_sampler = lambda *_: torch.randn(self.shape, generator=generator)
         images = self.timed(
             "picture",
