@@ -84,9 +84,11 @@ def test_output_of_an_export(tiny_folder: Path, tmp_path: Path, capsys: pytest.C
     assert main(flags) == 0
     out, err = capsys.readouterr()
     assert out == f"{target}\n"
-    stages_shown = [line.split("  ")[0] for line in err.splitlines()]
+    checkpoint, family, *others = err.splitlines()
+    assert family == "tiny-model is Stable Diffusion of its own size"
+    stages_shown = [line.split("  ")[0] for line in (checkpoint, *others)]
     assert stages_shown[:5] == ["checkpoint", *(f"text_encoder: {w}" for w in ("load", "trace", "write", "check"))]
-    assert all(line.endswith((" s", "B")) for line in err.splitlines())
+    assert all(line.endswith((" s", "B")) for line in (checkpoint, *others))
     assert main([*flags, "--quiet"]) == 0
     assert capsys.readouterr() == (f"{target}\n", f"{target} is up to date\n")
 

@@ -18,9 +18,9 @@ from runnable import in_float32, with_functions
 from sd_export.graphs.forms import FORMS, rewrite, write_forms
 from sd_export.graphs.forms.attention import decompose_attention
 from sd_export.graphs.forms.editor import Editor
+from sd_export.graphs.names import FLOAT32
 from sd_export.graphs.precision import to_float16
 from sd_export.graphs.weights import save
-from sd_export.tensorrt_.plan import FLOAT32
 from sd_runtime.bundle.manifest import MANIFEST, Graph, Manifest, Precision
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array

@@ -227,7 +227,7 @@ def test_a_network_on_the_cpu_disturbs_no_copy_that_is_under_way(
 
 
 def read_flags(flags: str) -> dict[str, Any]:
-    """The options of `BuildRequest` that a command line stands for."""
+    """The options of `BuildOptions` that a command line stands for."""
     args = build_parser().parse_args(["bundle", *flags.split()])
     sizes = tuple(parse_size(size) for size in args.size or ())
     return {

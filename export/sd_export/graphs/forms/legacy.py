@@ -12,7 +12,7 @@ import math
 
 import onnx_ir as ir
 
-from ...tensorrt_.plan import FLOAT32
+from ..names import FLOAT32
 from .attention import decompose_attention
 from .editor import NUMPY, Editor, attribute, needed, set_attributes
 from .normalisation import group_norm_by_means, layer_norm_by_means

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from sd_runtime.errors import UsageError
 
+from .networks.registry import SELECTABLE
+
 if TYPE_CHECKING:
     from sd_runtime.bundle.manifest import Precision
 
-NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")  # what every checkpoint has
-COMPONENTS = (*NETWORKS, "safety_checker")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
-class ExportRequest:
+class ExportOptions:
     """Export `model` to the folder `output`, or to the user's bundles under the model's name.
 
     model       "demo", a hub id, a folder in diffusers layout, or a single .safetensors file
@@ -47,7 +47,7 @@ class ExportRequest:
             raise UsageError("precision", got=self.precision, accepted=", ".join(PRECISIONS))
         if self.components is None:
             return
-        if not self.components or set(self.components) - set(COMPONENTS):
-            raise UsageError("components", got=",".join(self.components), accepted=",".join(COMPONENTS))
+        if not self.components or set(self.components) - set(SELECTABLE):
+            raise UsageError("components", got=",".join(self.components), accepted=",".join(SELECTABLE))
         if len(set(self.components)) != len(self.components):
             raise UsageError("components named twice", got=",".join(self.components))

@@ -13,7 +13,7 @@ from sd_runtime.bundle.manifest import Check, Verification
 from sd_runtime.errors import ExportError, ParityError
 from sd_runtime.request import Defaults
 
-from ..networks.signature import Sizes
+from ..signature import Sizes
 from ..source import Checkpoint
 from .compare import compare, open_pipeline
 from .probe import short_probe
@@ -21,7 +21,7 @@ from .reference import Reference
 from .torch_reference import make_reference
 
 
-def give_back() -> None:
+def free_memory() -> None:
     """Return freed memory to the system: glibc keeps gigabytes of what torch and ONNX graphs freed in pieces."""
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
@@ -34,9 +34,9 @@ def store_reference(checkpoint: Checkpoint, components: Collection[str], default
     With one thread, so that the same checkpoint gives the same bytes whatever the number of cores."""
     steps = checkpoint.configs["scheduler"].get("num_train_timesteps", 1000)
     probe = short_probe(defaults, steps, Sizes.of(checkpoint.configs).pixels)
-    give_back()
+    free_memory()
     reference = make_reference(checkpoint, probe, components, threads=1)
-    give_back()
+    free_memory()
     reference.save(folder)
     return reference
 

@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 from sd_export import exporter as stages
 from sd_export.exporter import export
+from sd_export.networks.registry import REQUIRED
+from sd_export.options import ExportOptions
 from sd_export.progress import Progress
-from sd_export.request import NETWORKS, ExportRequest
 from sd_export.source import Checkpoint
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import MANIFEST, Defaults, record_file
@@ -27,7 +28,7 @@ SMALLEST = ("text_encoder",)
 def small_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One component only: a second to export."""
     return export(
-        ExportRequest(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "small", components=SMALLEST)
+        ExportOptions(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "small", components=SMALLEST)
     )
 
 
@@ -49,7 +50,7 @@ def test_bundle_holds_what_runtime_and_optimum_open(tiny_bundle: Path) -> None:
         "tokenizer/vocab.json",
         "tokenizer/merges.txt",
         "text_encoder/model_embeds.onnx",
-        *(f"{name}/{file}" for name in NETWORKS for file in ("config.json", "model.onnx", "model.safetensors")),
+        *(f"{name}/{file}" for name in REQUIRED for file in ("config.json", "model.onnx", "model.safetensors")),
     }
     index = json.loads(files["model_index.json"])
     assert index["_class_name"] == "StableDiffusionPipeline"
@@ -95,7 +96,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tiny_bundle: Path, tiny_copy: 
 
 
 def test_half_precision(tiny_folder: Path, small_bundle: Path, tmp_path: Path) -> None:
-    half = export(ExportRequest(str(tiny_folder), output=tmp_path / "half", precision="fp16", components=SMALLEST))
+    half = export(ExportOptions(str(tiny_folder), output=tmp_path / "half", precision="fp16", components=SMALLEST))
     assert Bundle.open(half).manifest.precision == "fp16"
     weights = "text_encoder/model.safetensors"
     assert (half / weights).stat().st_size < 0.75 * (small_bundle / weights).stat().st_size
@@ -111,7 +112,7 @@ def test_an_up_to_date_bundle_is_left_alone(
     tiny_folder: Path, small_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = small_copy.stat().st_ino
-    assert export(ExportRequest(str(tiny_folder), output=small_copy, components=SMALLEST)) == small_copy
+    assert export(ExportOptions(str(tiny_folder), output=small_copy, components=SMALLEST)) == small_copy
     assert small_copy.stat().st_ino == before
     assert capsys.readouterr().err == f"{small_copy} is up to date\n"
 
@@ -120,7 +121,7 @@ def test_force_replaces_a_damaged_bundle(tiny_folder: Path, small_copy: Path) ->
     config = small_copy / "scheduler" / "scheduler_config.json"
     good = config.read_bytes()
     config.write_bytes(bytes([good[0] ^ 1]) + good[1:])  # one bit, which only the digest shows
-    export(ExportRequest(str(tiny_folder), output=small_copy, components=SMALLEST, force=True))
+    export(ExportOptions(str(tiny_folder), output=small_copy, components=SMALLEST, force=True))
     assert config.read_bytes() == good
 
 
@@ -128,14 +129,14 @@ def test_force_replaces_a_damaged_bundle(tiny_folder: Path, small_copy: Path) ->
 def test_another_bundle_is_not_replaced_unasked(tiny_folder: Path, small_copy: Path, difference: str) -> None:
     if difference == "damage":
         (small_copy / "text_encoder" / "model.onnx").write_bytes(b"")
-    request = ExportRequest(
+    options = ExportOptions(
         str(tiny_folder),
         output=small_copy,
         precision="fp16" if difference == "precision" else "fp32",
         components=("vae_decoder",) if difference == "components" else SMALLEST,
     )
     with pytest.raises(ExportError, match=r"exists: got a fp32 bundle of tiny-model; replace it with --force"):
-        export(request)
+        export(options)
     assert (small_copy / MANIFEST).exists()
 
 
@@ -145,7 +146,7 @@ def test_what_is_not_a_bundle_is_never_replaced(tiny_folder: Path, tmp_path: Pat
     (tmp_path / "file").write_text("")
     for name in ("documents", "file"):
         with pytest.raises(ExportError, match="exists and is not a bundle"):
-            export(ExportRequest(str(tiny_folder), output=tmp_path / name, components=SMALLEST, force=True))
+            export(ExportOptions(str(tiny_folder), output=tmp_path / name, components=SMALLEST, force=True))
     assert (tmp_path / "documents" / "thesis.tex").read_text() == "years of work"
 
 
@@ -160,14 +161,14 @@ def test_a_failing_export_leaves_nothing(
     before = contents(small_copy)
     for target in (small_copy, tmp_path / "fresh"):
         with pytest.raises(ZeroDivisionError):
-            export(ExportRequest(str(tiny_folder), output=target, precision="fp16", components=SMALLEST, force=True))
+            export(ExportOptions(str(tiny_folder), output=target, precision="fp16", components=SMALLEST, force=True))
     assert contents(small_copy) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [".fresh.lock", ".small.lock", "small"]
 
 
 def test_default_place(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path))
-    assert export(ExportRequest(str(tiny_folder), components=SMALLEST)) == tmp_path / "bundles" / "tiny-model"
+    assert export(ExportOptions(str(tiny_folder), components=SMALLEST)) == tmp_path / "bundles" / "tiny-model"
 
 
 def test_what_the_checkpoint_s_configs_say(tiny_copy: Path, tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_what_the_checkpoint_s_configs_say(tiny_copy: Path, tmp_path: Path) -> N
     settings = {"num_inference_steps": 25, "guidance_scale": 4, "height": 256, "width": 128}
     change(tiny_copy / "model_index.json", _defaults=settings)
     change(tiny_copy / "text_encoder" / "config.json", _name_or_path="/home/someone/clip")
-    bundle = export(ExportRequest(str(tiny_copy), output=tmp_path / "bundle", components=SMALLEST))
+    bundle = export(ExportOptions(str(tiny_copy), output=tmp_path / "bundle", components=SMALLEST))
     assert Bundle.open(bundle).manifest.defaults == Defaults(25, 4.0, 256, 128)
     assert "someone" not in (bundle / "text_encoder" / "config.json").read_text()
 
@@ -233,7 +234,7 @@ def refused_untraced(checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(stages, "_export_components", lambda *_: pytest.fail("traced"))
     for verify in (True, False):
         with pytest.raises(ExportError) as caught:
-            export(ExportRequest(str(checkpoint), output=place / "out" / "bundle", components=SMALLEST, verify=verify))
+            export(ExportOptions(str(checkpoint), output=place / "out" / "bundle", components=SMALLEST, verify=verify))
         assert message in str(caught.value)
     assert not (place / "out").exists()
 
@@ -241,7 +242,7 @@ def refused_untraced(checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPa
 def test_missing_libraries(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "LIBRARIES", ("json", "no_such_library"))
     with pytest.raises(DependencyError, match=r'sd-export needs no_such_library; pip install "sd-lean\[export\]"'):
-        export(ExportRequest(str(tiny_folder), output=tmp_path / "bundle"))
+        export(ExportOptions(str(tiny_folder), output=tmp_path / "bundle"))
 
 
 @pytest.mark.parametrize(
@@ -256,5 +257,5 @@ def test_missing_libraries(tiny_folder: Path, tmp_path: Path, monkeypatch: pytes
 )
 def test_requests_that_cannot_be(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        ExportRequest(**({"model": "demo"} | fields))  # type: ignore[arg-type]
+        ExportOptions(**({"model": "demo"} | fields))  # type: ignore[arg-type]
     assert message.replace("'", "") in str(caught.value).replace("'", "")

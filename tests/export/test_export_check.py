@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from sd_export.cli import main
 from sd_export.exporter import export
-from sd_export.request import NETWORKS, ExportRequest
+from sd_export.networks.registry import REQUIRED
+from sd_export.options import ExportOptions
 from sd_export.verify import limits
 from sd_export.verify.reference import FOLDER, JSON, TENSORS, Reference
 from sd_runtime.bundle.bundle import Bundle
@@ -22,7 +23,7 @@ def test_the_manifest_says_what_held(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     verification = bundle.manifest.verification
     assert verification is not None and not verification.skipped
-    assert {check.component for check in verification.checks} == {"tokenizer", "noise", "loop", "picture", *NETWORKS}
+    assert {check.component for check in verification.checks} == {"tokenizer", "noise", "loop", "picture", *REQUIRED}
     assert Check("unet", "timestep 981", "relative", 2e-5) in verification.checks
     assert {JSON, TENSORS} <= bundle.manifest.files.keys()
     assert Reference.load(bundle).probe.num_inference_steps == 6
@@ -42,5 +43,5 @@ def test_what_differs_is_not_published(tiny_folder: Path, tmp_path: Path, monkey
     monkeypatch.setitem(limits.CPU, "fp32", limits.Limits(1e-12, 1e-12, 300))
     expected = r"vae_encoder, sample picture differs from the reference: got relative .*, accepted relative ≤ 2.4e-12"
     with pytest.raises(ExportError, match=rf"{expected}; --no-verify exports it nevertheless"):
-        export(ExportRequest(str(tiny_folder), output=tmp_path / "bundle", components=QUICKEST))
+        export(ExportOptions(str(tiny_folder), output=tmp_path / "bundle", components=QUICKEST))
     assert not (tmp_path / "bundle").exists()

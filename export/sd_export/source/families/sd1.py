@@ -1,8 +1,12 @@
-"""The configs of Stable Diffusion 1.5 as published, for single-file checkpoints, which carry none."""
+"""Stable Diffusion 1.x (CLIP ViT-L/14), and the configs of 1.5 as published, for single files, which hold none."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from .base import Family, text_width
+
+FAMILY = Family("Stable Diffusion 1.x", lambda name, configs: text_width(configs) == 768)
 
 MODEL_INDEX: dict[str, Any] = {
     "_class_name": "StableDiffusionPipeline",
