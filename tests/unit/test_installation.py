@@ -187,12 +187,14 @@ def test_one_of_two_builds_is_too_old(tmp_path: Path) -> None:
         (
             CUDA_12,
             11040,
-            "onnxruntime-gpu 1.31.1 is built for CUDA 12: got an NVIDIA driver for CUDA 11.4; update the driver to 525 or newer",
+            "onnxruntime-gpu 1.31.1 is built for CUDA 12: got an NVIDIA driver for CUDA 11.4; "
+            "update the driver to 525 or newer",
         ),
         (
             CUDA_13,
             11080,
-            "onnxruntime-gpu 1.31.1 is built for CUDA 13: got an NVIDIA driver for CUDA 11.8; update the driver to 580 or newer",
+            "onnxruntime-gpu 1.31.1 is built for CUDA 13: got an NVIDIA driver for CUDA 11.8; "
+            "update the driver to 580 or newer",
         ),
     ],
 )
