@@ -21,24 +21,30 @@ class UnreachableError(Exception):
 
 
 class Environment:
-    """A virtual environment with an up-to-date pip: 23.3 and newer resolve without downloading."""
+    """A virtual environment without pip; that of an `installer` fills it, which is made once."""
 
-    def __init__(self, interpreter: str, folder: Path) -> None:
-        self.folder, self.python = folder, folder / "bin/python"
-        run([interpreter, "-m", "venv", "--clear", folder])
-        self.pip("install", "--upgrade", "pip")
-        self._bare = set(distributions(self.python))
+    def __init__(self, interpreter: str, folder: Path, installer: Path) -> None:
+        self.folder, self.python, self._installer = folder, folder / "bin/python", installer
+        run([interpreter, "-m", "venv", "--without-pip", "--clear", folder])
 
     def pip(self, *arguments: str | Path) -> str:
-        return self.run("-m", "pip", *arguments, "--quiet", "--disable-pip-version-check")
+        """Quiet, so that an error is all that is said."""
+        return run([self._installer, "-m", "pip", "--python", self.python, "--quiet", *arguments])
+
+    def packages(self) -> list[str]:
+        """What is installed, each as name==version."""
+        return self.pip("freeze").split()
+
+    def script(self, name: str, *arguments: str | Path, code: int = 0) -> str:
+        """Run a command that a package installed."""
+        return run([self.folder / "bin" / name, *arguments], code=code, folder=self.folder)
 
     def run(self, *arguments: str | Path, code: int = 0) -> str:
         return run([self.python, *arguments], code=code, folder=self.folder)
 
     def size(self) -> str:
-        """Of all that was installed beyond pip, compiled .pyc files included."""
-        added = (size for name, size in distributions(self.python).items() if name not in self._bare)
-        return f"{sum(added) / MEGABYTE:.0f} MB"
+        """Of all that was installed, compiled .pyc files included."""
+        return f"{sum(distributions(self.python).values()) / MEGABYTE:.0f} MB"
 
     def resolve(self, requirement: str) -> list[str]:
         """What `pip install` would install now, each as name==version."""
@@ -49,6 +55,14 @@ class Environment:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
+
+
+def make_installer(interpreter: str, folder: Path) -> Path:
+    """A Python with `build` and an up-to-date pip: 23.3 and newer resolve without downloading."""
+    run([interpreter, "-m", "venv", folder])
+    python = folder / "bin/python"
+    run([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip", "build"])
+    return python
 
 
 def constraints(requirement: str) -> list[str | Path]:
