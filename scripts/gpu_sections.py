@@ -23,11 +23,10 @@ from gpu_timing import DEMO, Row, Settings, latencies
 
 if TYPE_CHECKING:
     from sd_runtime import Pipeline
-    from sd_runtime.bundle.manifest import ComponentName
     from sd_runtime.tensor import TensorSpec
 
 PROMPT, SEED, GUIDANCE = "a large red star on a blue background", 5, 4.0
-COMPONENTS: tuple[ComponentName, ...] = ("text_encoder", "unet", "vae_decoder")
+COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 ENGINES = {"tensorrt": "TensorRTEngine", "onnxruntime": "OnnxRuntimeCudaEngine"}
 # torch.manual_seed(0); torch.randn(8, device="cuda"), on any GPU, as printed: to five digits
 KNOWN_NOISE = (-0.92466, -0.42534, -2.6438, 0.14518, -0.12087, -0.57972, -0.62285, -0.32839)
@@ -99,11 +98,11 @@ def _components(
     """Each network, run by `library`, against ONNX Runtime on the CPU, if it is there; latents are `cells` × `cells`.
 
     SystemExit: something else runs it."""
-    from sd_runtime.engines.loader import cpu_engine
+    from sd_runtime.engines.onnxruntime_.backend import cpu_engine
 
     random = np.random.default_rng(0)
     for name in COMPONENTS:
-        engine = pipeline.components.engine(name)
+        engine = pipeline.engines.engine(name)
         if not settings.dry and ENGINES[library] != type(engine).__name__:
             raise SystemExit(f"{label}: {name} is run by {type(engine).__name__}, not by {library}")
         if importlib.util.find_spec("onnxruntime") is None:
@@ -258,7 +257,7 @@ def _fast(settings: Settings, bundle: Path, library: str, batches: Sequence[int]
         if first:
             yield from _components(settings, pipeline, label, library, side // 8, 2e-2)
             draw(settings.steps[0], 1, "ddim").images[0].save(settings.work / f"sd15-{library}.png")
-            decoder = pipeline.components.engine("vae_decoder")
+            decoder = pipeline.engines.engine("vae_decoder")
             if isinstance(decoder, DeviceEngine):
                 latents = np.random.default_rng(0).standard_normal((1, 4, side // 8, side // 8), np.float32)
                 yield Row(f"{label}: VAE decoder, one picture", milliseconds(decoder, {"latent_sample": latents}), "ms")

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from sd_runtime.engines.protocol import Feed
-from sd_runtime.loop.host import Guidance, denoise
+from sd_runtime.loop.guidance import Guidance
+from sd_runtime.loop.host import denoise
 from sd_runtime.noise import NoiseSource
 from sd_runtime.sampling import SchedulerConfig, make_plan, resolve
 from sd_runtime.tensor import Array, Dim, FeedCheck, TensorSpec
@@ -103,7 +104,7 @@ def theirs() -> Callable[[str, int], None]:
 
     def run(scheduler: str, steps: int) -> None:
         choice = resolve(scheduler)
-        pipe.scheduler = getattr(diffusers, choice.class_name).from_config(CONFIG, **choice.overrides)
+        pipe.scheduler = getattr(diffusers, choice.reference_class()).from_config(CONFIG, **choice.overrides)
         pipe(
             prompt_embeds=embeds, negative_prompt_embeds=embeds, num_inference_steps=steps, output_type="latent",
             generator=torch.Generator().manual_seed(1), height=512, width=512,

@@ -64,7 +64,7 @@ def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
 
     import openvino
     from sd_runtime.bundle.bundle import Bundle
-    from sd_runtime.engines.loader import Components
+    from sd_runtime.engines.engines import Engines
     from sd_runtime.pipeline import Pipeline
     from sd_runtime.tensor import Array, TensorSpec
 
@@ -87,13 +87,23 @@ def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
 
         def close(self) -> None: ...
 
-    class OpenVINOComponents(Components):
-        def _load(self, name: str, form: str) -> Any:
-            graph = self._bundle.component(name).graph(form)
-            return OpenVINOEngine(self._bundle.path(graph.path), graph.inputs, graph.outputs)
+    class PlainBackend:
+        name = "OpenVINO"
+
+        def engine(self, component: str, form: str, fallback: Callable[[], Any]) -> Any:
+            graph = bundle.component(component).graph(form)
+            return OpenVINOEngine(bundle.path(graph.path), graph.inputs, graph.outputs)
+
+        def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> tuple[int, ...]:
+            return (1,)
+
+        def precision(self, component: str) -> None:
+            return None
+
+        def close(self) -> None: ...
 
     bundle = Bundle.open(Path(settings["bundle"]))
-    return drawing(Pipeline.assemble(bundle, OpenVINOComponents(bundle)), settings)
+    return drawing(Pipeline.assemble(bundle, Engines(bundle, [PlainBackend()])), settings)
 
 
 LOADERS: dict[str, Callable[[dict[str, Any]], Draw]] = {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the path of every sampler: the noise levels it visits, and the timesteps that the network is told.
 
-    scripts/plot_samplers.py [--steps 20] [--output docs/samplers.png]
+    scripts/plot_samplers.py [--steps 20] [--output docs/pictures/samplers.png]
 
 Left: σ at the start of each step and at the end of the last one, default, Karras and exponential.  Right: the timestep
 of each evaluation; hollow marks are second evaluations inside a step.  Samplers with the same path share a row.
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from sd_runtime.sampling import SchedulerConfig, make_plan, resolve
 from sd_runtime.sampling.make import make_sampler
-from sd_runtime.sampling.names import SCHEDULERS
+from sd_runtime.sampling.registry import PRESETS
 from sd_runtime.tensor import Array
 
 STABLE_DIFFUSION = {
@@ -39,16 +39,16 @@ def paths(steps: int) -> dict[str, tuple[list[str], dict[str, tuple[Array, Array
     """Samplers grouped by path: key → (labels, warp → (sigmas, timesteps, position of each timestep in steps))."""
     base = SchedulerConfig.from_dict(STABLE_DIFFUSION)
     groups: dict[str, tuple[list[str], dict[str, tuple[Array, Array, Array]]]] = {}
-    for row in SCHEDULERS:
+    for sampler, preset in PRESETS:
         curves = {}
-        for warp in WARPS if row.warps else ("",):
-            config = base.switched(resolve(f"{row.label} {warp}"))
+        for warp in WARPS if sampler.warps else ("",):
+            config = base.switched(resolve(f"{preset.label} {warp}"))
             path, plan = make_sampler(config, steps)[1], make_plan(config, steps)
             sigmas = np.append(path.sigmas, path.sigmas_next[-1])
             inside = np.diff(plan.steps, prepend=-1) == 0  # second evaluations
             curves[warp] = (sigmas, plan.timesteps, plan.steps + 0.5 * inside)
         key = repr([[values.round(3).tolist() for values in curve] for curve in curves.values()])
-        groups.setdefault(key, ([], curves))[0].append(row.label)
+        groups.setdefault(key, ([], curves))[0].append(preset.label)
     return groups
 
 
@@ -87,7 +87,7 @@ def draw(figure: Any, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs/samplers.png")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs/pictures/samplers.png")
     args = parser.parse_args()
     import matplotlib as mpl
 

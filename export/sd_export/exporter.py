@@ -23,7 +23,6 @@ from sd_runtime.bundle.locations import bundle_home
 from sd_runtime.bundle.manifest import (
     MANIFEST,
     Component,
-    Defaults,
     Latent,
     Manifest,
     Source,
@@ -33,7 +32,7 @@ from sd_runtime.bundle.manifest import (
 from sd_runtime.bundle.schema import from_json
 from sd_runtime.engines.onnxruntime_.installation import check_loadable, installations
 from sd_runtime.errors import BundleError, DependencyError, ExportError, UsageError, one_line
-from sd_runtime.request import make_request
+from sd_runtime.request import Defaults, make_request
 from sd_runtime.sampling import SchedulerConfig, make_plan
 
 from . import pack

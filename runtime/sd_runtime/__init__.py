@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .result import Result as Result
     from .result import Step as Step
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
 
 _HOME = {
     "Bundle": "bundle",

@@ -28,6 +28,9 @@ def one_line(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+EXPORT_IN_FP32 = "export the bundle again in float32: sd-export --precision fp32"  # against overflow in float16
+
+
 class SDError(Exception):
     """Base of all our errors: `what` happened, what was `got`, what is `accepted`, and the `remedy`."""
 

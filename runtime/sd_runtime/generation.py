@@ -1,143 +1,204 @@
-"""Generation: a request being drawn, step by step."""
+"""Generation: a prepared request being drawn.  The whole flow from noise to picture, with shapes in the margin."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from .errors import UsageError
 from .images.metadata import Parameters
-from .inputs import NO_INPUTS, Inputs
+from .loop.guidance import Guidance
+from .loop.placement import Denoiser
+from .networks.safety_checker import SafetyChecker
+from .networks.vae import Decoded
 from .noise import NoiseSource
-from .provenance import SAFETY_CHECKER
+from .prepared import Prepared
+from .provenance import SAFETY_CHECKER, STOPPED
 from .request import Request
 from .result import Result, Step, Timings
 from .tensor import Array
 
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
+
+class Decode(Protocol):
+    """(B, C, h, w) float32 latents → their pictures; `fast`: by the tiny decoder."""
+
+    def __call__(self, latents: Array, *, fast: bool = False) -> Decoded: ...
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a prepared request runs through.
+
+    denoiser        the denoising loop for a kind of guidance
+    decode          latents → pictures
+    safety_checker  None: none is asked
+    preview_matrix  latents → colours, see `images.preview`
+    parameters      what a picture of the request, by number, says about itself
+    """
+
+    denoiser: Callable[[Guidance], Denoiser]
+    decode: Decode
+    safety_checker: SafetyChecker | None
+    preview_matrix: Array
+    parameters: Callable[[int], Parameters]
+
+
+@dataclass
+class Batch:
+    """Pictures that are denoised together: which of the request, their latents (B, C, h, w), and how far they are."""
+
+    images: range
+    latents: Array
+    evaluations: int = 0
 
 
 class Generation:
-    """A request being drawn.  Iterate for its steps, then ask for the `result()`, which runs what steps remain.
+    """A request being drawn.  Nothing runs but inside `next()` and what is said here: dropping it cancels the work.
 
-    Nothing runs but inside `next()` and `result()`: dropping the object cancels the work, and after `stop()` the result
-    is the pictures begun so far, as far as they came.
+    for step in generation             its steps; what is drawn is kept for `result()`
+    for item in generation.results()   its steps and, after the last of a batch, the batch's Result, which is not kept
+    generation.result()                run what steps remain; all pictures in one Result
+
+    After `stop()` no step is run, and the result is the pictures begun so far, as far as they came.
     """
 
-    def __init__(self, pipeline: Pipeline, request: Request, inputs: Inputs = NO_INPUTS) -> None:
-        """Encode the prompts, and the pictures to be changed if there are any."""
-        self._pipeline, self.request, self.inputs = pipeline, request, inputs
-        self._plan = pipeline.plan(request)
-        started = time.perf_counter()
-        self._embeddings = pipeline.encode_prompts(request)  # (P, T, D) for P prompts
-        encoded = time.perf_counter()
-        self._posterior = None if inputs.pictures is None else pipeline.encode_samples(inputs.pictures)  # 1 or P rows
-        self._encode_seconds, self._image_seconds = encoded - started, time.perf_counter() - encoded
-        self._denoise_seconds = 0.0
-        self._batches = pipeline.batches(request)
-        self._latents: list[Array] = []  # of finished batches, and of the one under way
-        self._done = 0
-        self._steps = self._run()
+    def __init__(self, prepared: Prepared, stages: Stages) -> None:
+        self.prepared, self._stages = prepared, stages
+        self._flow = self._run()
+        self._current: Batch | None = None  # under way, or stopped
+        self._finished: list[Batch] = []
+        self._seconds = prepared.encode_prompt_seconds, prepared.encode_image_seconds, 0.0  # not yet in a Result
+
+    @property
+    def request(self) -> Request:
+        return self.prepared.request
 
     @property
     def evaluations(self) -> int:
         """The number of steps (UNet evaluations) of one batch."""
-        return len(self._plan)
+        return len(self.prepared.plan)
 
     def __len__(self) -> int:
         """The number of steps of all batches."""
-        return len(self._batches) * len(self._plan)
+        return len(self.prepared.batches) * self.evaluations
+
+    def _run(self) -> Generator[Step | Batch]:
+        """The whole flow of the latents, batch by batch."""
+        prepared, request, done = self.prepared, self.prepared.request, 0
+        for images in prepared.batches:
+            noise = NoiseSource([request.seeds[i] for i in images], request.rng)
+            first = self._first(images, noise)  # (B, C, h, w), the UNet's first input
+            prompts = [i // request.num_images_per_prompt for i in images]
+            hidden = prepared.embeddings.rows(prompts)  # (B or 2B, T, D)
+            batch = self._current = Batch(images, first)
+            denoiser = self._stages.denoiser(prepared.guidance)
+            with closing(denoiser(prepared.plan, first, hidden, prepared.guidance, noise)) as evaluations:
+                for evaluated in evaluations:
+                    batch.latents = evaluated.latents
+                    batch.evaluations += 1
+                    matrix = self._stages.preview_matrix
+                    yield Step(done, len(self), images, evaluated.timestep, evaluated.latents, matrix)
+                    done += 1
+            self._current = None
+            yield batch
+
+    def _first(self, images: range, noise: NoiseSource) -> Array:
+        """The latents (B, C, h, w) that a batch starts from.
+
+        With a picture to change, a seed's first noise samples the picture's latents and its second is laid on them."""
+        prepared, plan, shape = self.prepared, self.prepared.plan, self.prepared.latent
+        if prepared.posterior is not None:
+            rows = [prepared.inputs.row_of(prepared.request, i) for i in images]
+            clean = prepared.posterior.take(rows).sample(noise.draw(shape))
+            return np.float32(plan.start_signal) * clean + np.float32(plan.start_noise) * noise.draw(shape)
+        given = prepared.inputs.latents
+        unit = noise.draw(shape) if given is None else given[images.start : images.stop]
+        return unit * np.float32(plan.init_noise_scale)
+
+    def _next(self) -> Step | Batch | None:
+        """The next of the flow, timed; None at its end."""
+        started = time.perf_counter()
+        try:
+            return next(self._flow, None)
+        finally:
+            text, image, denoise = self._seconds
+            self._seconds = text, image, denoise + time.perf_counter() - started
 
     def __iter__(self) -> Iterator[Step]:
         return self
 
     def __next__(self) -> Step:
-        started = time.perf_counter()
-        try:
-            return next(self._steps)
-        finally:
-            self._denoise_seconds += time.perf_counter() - started
+        while (item := self._next()) is not None:
+            if isinstance(item, Step):
+                return item
+            self._finished.append(item)
+        raise StopIteration
 
-    def _run(self) -> Generator[Step]:
-        """The whole flow of the latents, batch by batch."""
-        request, pipeline, plan = self.request, self._pipeline, self._plan
-        guidance = pipeline.guidance(request)
-        for images in self._batches:
-            noise = NoiseSource([request.seeds[i] for i in images], request.rng)
-            first = self._first(images, noise)  # (B, 4, h, w), the UNet's first input
-            hidden = self._embeddings.rows([i // request.num_images_per_prompt for i in images])  # (B or 2B, T, D)
-            self._latents.append(first)
-            denoiser = pipeline.components.denoiser(guidance)
-            with closing(denoiser(plan, first, hidden, guidance, noise)) as steps:
-                for done in steps:
-                    self._latents[-1] = done.latents
-                    self._done += 1
-                    matrix = pipeline.preview_matrix
-                    yield Step(self._done - 1, len(self), images, done.timestep, done.latents, matrix)
-
-    def _first(self, images: range, noise: NoiseSource) -> Array:
-        """The latents (B, 4, h, w) that a batch starts from.
-
-        With a picture to change, a seed's first noise samples the picture's latents and its second is laid on them."""
-        plan, shape = self._plan, self._pipeline.latent_shape(self.request)
-        if self._posterior is not None:
-            rows = [self.inputs.row_of(self.request, i) for i in images]
-            clean = self._posterior.take(rows).sample(noise.draw(shape))
-            return np.float32(plan.start_signal) * clean + np.float32(plan.start_noise) * noise.draw(shape)
-        given = self.inputs.latents
-        unit = noise.draw(shape) if given is None else given[images.start : images.stop]
-        return unit * np.float32(plan.init_noise_scale)
+    def results(self) -> Iterator[Step | Result]:
+        """Every step, and the pictures of each batch as soon as they are done: memory stays level over many."""
+        while (item := self._next()) is not None:
+            yield item if isinstance(item, Step) else self._result([item])
+        if self._current is not None:  # it was stopped
+            batch, self._current = self._current, None
+            yield self._result([batch])
 
     def stop(self) -> None:
         """No further step is run."""
-        self._steps.close()
+        self._flow.close()
+
+    def _begun(self) -> list[Batch]:
+        batches = [*self._finished, *([] if self._current is None else [self._current])]
+        if not batches:
+            raise UsageError("no picture was begun", remedy="run a step before stopping")
+        return batches
 
     def latents(self) -> Array:
-        """(B, 4, h, w) float32 latents of every picture begun so far, as far as they came.  UsageError: none was."""
-        if not self._latents:
-            raise UsageError("no picture was begun", remedy="run a step before stopping")
-        return np.concatenate(self._latents)
+        """(B, C, h, w) float32 latents of every picture begun so far, as far as they came.  UsageError: none was."""
+        return np.concatenate([batch.latents for batch in self._begun()])
 
     def result(self, *, decode: bool = True) -> Result:
         """Run what steps remain and, unless told otherwise, decode.  NumericalError rather than a black picture."""
         for _ in self:
             pass
-        latents = self.latents()  # (B, 4, h, w)
+        return self._result(self._begun(), decode=decode)
+
+    def _result(self, batches: Sequence[Batch], *, decode: bool = True) -> Result:
+        """The pictures of batches that follow each other."""
+        latents = np.concatenate([batch.latents for batch in batches])  # (B, C, h, w)
+        images = range(batches[0].images.start, batches[-1].images.stop)
         started = time.perf_counter()
-        decoded = self._pipeline.decode(latents, fast=self.request.fast_decoder) if decode else None
+        decoded = self._stages.decode(latents, fast=self.request.fast_decoder) if decode else None  # (B, 3, H, W)
         decode_seconds, started = time.perf_counter() - started, time.perf_counter()
-        checker, withheld = self._pipeline.safety_checker, None
+        checker, withheld = self._stages.safety_checker, None
         if decoded is not None and checker is not None:
             withheld = checker(decoded.samples)
             decoded = decoded.blacked_out(withheld) if any(withheld) else decoded
         check_seconds = time.perf_counter() - started
+        seconds, self._seconds = self._seconds, (0.0, 0.0, 0.0)
+        evaluations = [batch.evaluations for batch in batches for _ in batch.images]
+        verdicts = withheld or [None] * len(images)
         return Result(
             request=self.request,
+            indices=images,
             latents=latents,
             decoded=decoded,
-            seeds=self.request.seeds[: len(latents)],
-            parameters=tuple(self._parameters(image, withheld) for image in range(len(latents))),
-            timings=Timings(
-                self._encode_seconds, self._image_seconds, self._denoise_seconds, decode_seconds, check_seconds
-            ),
-            truncated=self._embeddings.truncated,
+            seeds=tuple(self.request.seeds[i] for i in images),
+            parameters=tuple(map(self._parameters, images, evaluations, verdicts)),
+            timings=Timings(*seconds, decode_seconds, check_seconds),
+            truncated=self.prepared.embeddings.truncated,
             nsfw_content_detected=withheld,
         )
 
-    def _parameters(self, image: int, withheld: Sequence[bool] | None) -> Parameters:
+    def _parameters(self, image: int, evaluations: int, withheld: bool | None) -> Parameters:
         """What repeats a picture, what the safety checker said, and that it was not finished where that is so."""
-        parameters = self._pipeline.parameters(self.request, image, self.inputs)
+        parameters, more = self._stages.parameters(image), dict[str, str]()
         if withheld is not None:
-            verdict = {SAFETY_CHECKER: "blacked out" if withheld[image] else "passed"}
-            parameters = replace(parameters, extra=parameters.extra | verdict)
-        batch = next(number for number, images in enumerate(self._batches) if image in images)
-        done = self._done - batch * len(self._plan)
-        if done >= len(self._plan):
-            return parameters
-        return replace(parameters, extra=parameters.extra | {"Stopped after": f"{done} of {len(self._plan)} steps"})
+            more[SAFETY_CHECKER] = "blacked out" if withheld else "passed"
+        if evaluations < self.evaluations:
+            more[STOPPED] = f"{evaluations} of {self.evaluations} steps"
+        return replace(parameters, extra=parameters.extra | more)

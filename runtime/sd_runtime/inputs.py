@@ -45,8 +45,7 @@ def make_inputs(
         raise UsageError(
             "strength",
             got=request.strength,
-            accepted="nothing without an image" if image is None else "a number from 0 to 1",
-            remedy="image and strength go together",
+            accepted="only with an image" if image is None else "a number from 0 to 1, as there is an image",
         )
     if image is not None and latents is not None:
         raise UsageError("image and latents", accepted="one of them", remedy="noise for an image comes from its seed")

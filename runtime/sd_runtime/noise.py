@@ -22,22 +22,19 @@ Sources: Matsumoto & Nishimura 1998 (MT19937); Salmon et al. 2011, "Parallel ran
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .errors import UsageError
+from .fields import RNG, SEED_MAX, check_seed
 from .tensor import Array
 
 Float32: TypeAlias = NDArray[np.float32]
 UInt64: TypeAlias = NDArray[np.uint64]
-RNG: TypeAlias = Literal["cpu", "cuda"]
 
-SEED_MIN: Final = -(1 << 63)
-SEED_MAX: Final = (1 << 64) - 1
 WORD: Final = 0xFFFFFFFF
 
 
@@ -45,17 +42,6 @@ class Generator(Protocol):
     """A stream of standard normal numbers; each draw continues where the one before ended."""
 
     def randn(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array: ...
-
-
-def check_seed(seed: object) -> int:
-    """`seed` as an integer that torch.manual_seed accepts, -2^63 to 2^64 - 1; UsageError for others, bool, float."""
-    accepted = "an integer from -2^63 to 2^64 - 1"
-    if isinstance(seed, (bool, np.bool_)) or not hasattr(seed, "__index__"):
-        raise UsageError("seed", got=repr(seed), accepted=accepted)
-    value = operator.index(seed)
-    if not SEED_MIN <= value <= SEED_MAX:
-        raise UsageError("seed", got=repr(seed), accepted=accepted)
-    return value
 
 
 class NoiseSource:

@@ -1,24 +1,59 @@
-"""Request: one validated call of the pipeline.  Every field has its unit and range here and nowhere else."""
+"""Request: one validated call of the pipeline, and how it is made of the arguments of a call.
+
+The fields' types, ranges, defaults and help stand in `fields`."""
 
 from __future__ import annotations
 
-import math
-import numbers
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from .bundle.manifest import Defaults
 from .errors import UsageError
-from .images.convert import Resize
-from .noise import RNG, check_seed
-from .prompt.tokenizer import check_text
+from .fields import FIELDS, RNG, Resize, check, check_count, check_known, check_seed, check_text, is_integer
 
-MAX_STEPS = 1000
-MAX_PICTURES = 1000
-MAX_GUIDANCE = 100.0
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
 DEFAULT_STRENGTH = 0.8  # of image to image, as in diffusers
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a checkpoint's authors recommend, for what a request leaves out.  UsageError: out of the fields' ranges."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "guidance_scale", "height", "width"):
+            check(name, getattr(self, name))
+
+
+class Options(TypedDict, total=False):
+    """The arguments of a call beside its prompt, all of which may be left out or None; see `fields.FIELDS`.
+
+    One negative prompt serves all prompts.  One seed makes picture i from seed + i, a list has one for each."""
+
+    negative_prompt: str | Sequence[str] | None
+    num_images_per_prompt: int | None
+    seed: int | Sequence[int] | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_rescale: float | None
+    eta: float | None
+    height: int | None
+    width: int | None
+    scheduler: str | None
+    rng: RNG | None
+    strength: float | None
+    resize: Resize | None
+    prompt_weighting: bool | None
+    truncate: bool | None
+    fast_decoder: bool | None
 
 
 @dataclass(frozen=True)
@@ -31,13 +66,15 @@ class Request:
     guidance_rescale       0 … 1, share of the variance correction of arXiv 2305.08891, section 3.4
     eta                    0 … 1, share of fresh noise in DDIM and TCD steps; None leaves the sampler's own
     height, width          pixels, multiples of 8; the bundle limits them further
-    scheduler              a name that `sd-run --list-schedulers` shows; None is the checkpoint's own
+    scheduler              a sampler's name, see `sampling.describe`; None is the checkpoint's own
     rng                    whose noise a seed stands for: torch's CPU or CUDA generator
     strength               0 … 1, image-to-image only: share of the steps that are run; None is text to image
     resize                 how a picture is brought to height and width: "crop", "fit" or "stretch"
     prompt_weighting       read (word:1.3), [word] and BREAK as AUTOMATIC1111 does
     truncate               drop what exceeds 77 tokens, as diffusers does, rather than adding chunks
     fast_decoder           draw with the bundle's tiny decoder (TAESD): quicker, less exact
+
+    UsageError: a field out of its range, or lists of different lengths.
     """
 
     prompts: tuple[str, ...]
@@ -59,28 +96,20 @@ class Request:
     fast_decoder: bool = False
 
     def __post_init__(self) -> None:
-        _integer("num_images_per_prompt", self.num_images_per_prompt, 1, MAX_PICTURES)
-        _integer("number of prompts", len(self.prompts), 1, MAX_PICTURES)
-        _integer("number of pictures", self.num_images, 1, MAX_PICTURES)
-        for prompt in self.prompts:
-            check_text(prompt)
-        for prompt in self.negative_prompts:
-            check_text(prompt, "negative_prompt")
+        check("num_images_per_prompt", self.num_images_per_prompt)
+        check_count("number of prompts", len(self.prompts))
+        check_count("number of pictures", self.num_images)
+        for name, texts in (("prompt", self.prompts), ("negative_prompt", self.negative_prompts)):
+            for text in texts:
+                check_text(text, name)
         _same_length("negative_prompt", len(self.negative_prompts), len(self.prompts))
         _same_length("seed", len(self.seeds), self.num_images)
         for seed in self.seeds:
             check_seed(seed)
-        _integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
-        _number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
-        _number("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
-        if self.strength is not None:
-            _number("strength", self.strength, 0.0, 1.0)
-        if self.eta is not None:
-            _number("eta", self.eta, 0.0, 1.0)
-        _integer("height", self.height, 1, 1 << 16)
-        _integer("width", self.width, 1, 1 << 16)
-        _choice("rng", self.rng, get_args(RNG))
-        _choice("resize", self.resize, get_args(Resize))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in FIELDS and not (value is None and field.default is None):
+                check(field.name, value)
 
     @property
     def num_images(self) -> int:
@@ -93,61 +122,31 @@ class Request:
         return self.negative_prompts[image // self.num_images_per_prompt]
 
 
-def make_request(
-    defaults: Defaults,
-    prompt: str | Sequence[str],
-    *,
-    negative_prompt: str | Sequence[str] | None = None,
-    num_images_per_prompt: int = 1,
-    seed: int | Sequence[int] | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    guidance_rescale: float = 0.0,
-    eta: float | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    scheduler: str | None = None,
-    rng: RNG = "cpu",
-    strength: float | None = None,
-    resize: Resize = "crop",
-    prompt_weighting: bool = True,
-    truncate: bool = False,
-    fast_decoder: bool = False,
-) -> Request:
-    """A Request from the arguments of a call; what is None comes from the bundle's `defaults`.  UsageError otherwise.
+def make_request(defaults: Defaults, prompt: str | Sequence[str], **options: Unpack[Options]) -> Request:
+    """A Request from the arguments of a call; what is None or left out comes from `defaults`, then from `FIELDS`.
 
-    One negative prompt serves all prompts.  One seed makes picture i from seed + i; None draws a seed at random.
-    """
+    UsageError: an argument that is out of range, or that there is none of."""
+    check_known(options)
+    said: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     prompts = (prompt,) if isinstance(prompt, str) else _sequence("prompt", prompt)
-    negatives = "" if negative_prompt is None else negative_prompt
-    _integer("num_images_per_prompt", num_images_per_prompt, 1, MAX_PICTURES)
+    negatives, seed = said.pop("negative_prompt", ""), said.pop("seed", None)
+    usual = {name: getattr(defaults, name, field.default) for name, field in FIELDS.items()}
+    count = said.get("num_images_per_prompt", usual["num_images_per_prompt"])
+    check("num_images_per_prompt", count)
     return Request(
         prompts=prompts,
         negative_prompts=(negatives,) * len(prompts)
         if isinstance(negatives, str)
         else _sequence("negative_prompt", negatives),
-        seeds=_seeds(seed, len(prompts) * num_images_per_prompt),
-        num_images_per_prompt=num_images_per_prompt,
-        num_inference_steps=defaults.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-        height=defaults.height if height is None else height,
-        width=defaults.width if width is None else width,
-        guidance_rescale=guidance_rescale,
-        eta=eta,
-        scheduler=scheduler,
-        rng=rng,
-        strength=strength,
-        resize=resize,
-        prompt_weighting=prompt_weighting,
-        truncate=truncate,
-        fast_decoder=fast_decoder,
+        seeds=_seeds(seed, len(prompts) * count),
+        **{name: said.get(name, value) for name, value in usual.items() if name not in ("negative_prompt", "seed")},
     )
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = secrets.randbelow(2**32)
-    if isinstance(seed, numbers.Integral):
+    if is_integer(seed):
         first = check_seed(seed)
         return tuple(range(first, first + count))
     return _sequence("seed", seed)
@@ -162,20 +161,3 @@ def _sequence(name: str, value: object) -> tuple[Any, ...]:
 def _same_length(name: str, got: int, wanted: int) -> None:
     if got != wanted:
         raise UsageError(f"number of {name}s", got=got, accepted=f"1 or {wanted}, one for each")
-
-
-def _choice(name: str, value: object, accepted: Sequence[str]) -> None:
-    if value not in accepted:
-        raise UsageError(name, got=value, accepted=", ".join(accepted))
-
-
-def _integer(name: str, value: object, low: int, high: int) -> None:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not low <= int(value) <= high:  # type: ignore[call-overload]
-        raise UsageError(name, got=value, accepted=f"whole numbers from {low} to {high}")
-
-
-def _number(name: str, value: object, low: float, high: float) -> None:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not low <= value <= high:  # type: ignore[arg-type,operator]
-        raise UsageError(name, got=value, accepted=f"numbers from {low:g} to {high:g}")

@@ -62,8 +62,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures of a request.
+    """Pictures of a request: all, or those of one batch.
 
+    indices     which pictures of the request they are
     latents     (B, 4, h, w) float32
     decoded     what the VAE decoder made of them; None: it was not asked
     seeds       one a picture
@@ -75,6 +76,7 @@ class Result:
     """
 
     request: Request
+    indices: range
     latents: Array = field(repr=False)
     decoded: Decoded | None = field(repr=False)
     seeds: tuple[int, ...]

@@ -369,7 +369,7 @@ def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
     (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), precision="fp16").to_bytes())
     monkeypatch.setattr("sd_export.tensorrt_.plan.FALLBACK_PIXELS", (64, 192))
     machine(monkeypatch)
-    monkeypatch.setattr("sd_runtime.engines.loader.OnnxRuntimeEngine", Watched)
+    monkeypatch.setattr("sd_runtime.engines.onnxruntime_.backend.OnnxRuntimeEngine", Watched)
     Watched.opened.clear()
     Watched.shapes.clear()
     build(BuildRequest(bundle))
@@ -477,7 +477,7 @@ def test_without_onnxruntime_black_pictures_are_still_found(
     def missing(*_: object, **__: object) -> None:
         raise DependencyError("no engine library is installed")
 
-    monkeypatch.setattr("sd_runtime.engines.loader.OnnxRuntimeEngine", missing)
+    monkeypatch.setattr("sd_runtime.engines.onnxruntime_.backend.OnnxRuntimeEngine", missing)
     build(BuildRequest(bundle, **SMALL))
     said = capsys.readouterr().err
     assert said.count("engines are not compared with their graphs: no engine library is installed") == 1

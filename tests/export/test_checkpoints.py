@@ -25,14 +25,14 @@ from sd_export.request import ExportRequest
 from sd_export.tensorrt_.plan import BuildRequest, plan_jobs
 from sd_runtime import Bundle, Pipeline, Result, make_request
 from sd_runtime.bundle.manifest import Defaults, Precision
+from sd_runtime.cli.recall import recall
 from sd_runtime.cli.run import main
-from sd_runtime.engines.loader import Components
+from sd_runtime.engines.engines import Engines
 from sd_runtime.errors import ExportError
 from sd_runtime.images.convert import to_pictures
 from sd_runtime.images.metadata import read_parameters
 from sd_runtime.loop.device import DeviceDenoiser
 from sd_runtime.networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker, adjusted
-from sd_runtime.provenance import recall
 from sd_runtime.sampling import SchedulerConfig
 from sd_runtime.tensor import Array
 from tiny_checkpoints import CHECKED, SEEDS, image_processor, load_reference, safety_checker, set_thresholds
@@ -139,7 +139,7 @@ def test_stable_diffusion_1_with_its_safety_checker(sd1: Exported, sd1_pipe: Pip
 
 def test_verdicts_are_diffusers_on_many_pictures(sd1: Exported, sd1_pipe: Pipeline) -> None:
     reference = reference_with_checker(sd1)
-    unchecked = Pipeline(sd1_pipe.bundle, sd1_pipe.components, sd1_pipe.tokenizer, sd1_pipe.scheduler_config)
+    unchecked = Pipeline(sd1_pipe.bundle, sd1_pipe.engines, sd1_pipe.tokenizer, sd1_pipe.scheduler_config)
     samples = unchecked(seed=100, **CHECKED | {"num_images_per_prompt": 40}).samples
     pictures = reference.image_processor.numpy_to_pil(np.clip(samples / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1))
     pixels = reference.feature_extractor(pictures, return_tensors="pt").pixel_values
@@ -211,7 +211,7 @@ def test_safety_checker_in_float16(sd1: Exported, sd1_pipe: Pipeline, tmp_path: 
     half = export(request) / "safety_checker" / "model.onnx"
     feeds = {"clip_input": np.random.default_rng(0).standard_normal((3, 3, 30, 30), np.float32)}
     scores = onnxruntime.InferenceSession(str(half), providers=["CPUExecutionProvider"]).run(None, feeds)
-    expected = sd1_pipe.components.engine("safety_checker").run(feeds)
+    expected = sd1_pipe.engines.engine("safety_checker").run(feeds)
     for got, name in zip(scores, ("special_scores", "concept_scores"), strict=True):
         np.testing.assert_allclose(got, expected[name], atol=1e-3)
 
@@ -291,8 +291,8 @@ def test_safety_checker_of_true_size(sd1: Exported, tmp_path: Path, precision: P
         str(folder), output=tmp_path / "bundle", precision=precision, components=("safety_checker",), verify=False
     )
     bundle = Bundle.open(export(request))
-    components = Components(bundle, "cpu")
-    ours = SafetyChecker(components.engine("safety_checker"), ImageProcessor.from_bytes(bundle.read(PREPROCESSOR)))
+    engines = Engines.open(bundle, "cpu")
+    ours = SafetyChecker(engines.engine("safety_checker"), ImageProcessor.from_bytes(bundle.read(PREPROCESSOR)))
     started = time.perf_counter()
     scores = ours.scores(pictures)
     seconds = (time.perf_counter() - started) / len(pictures)
@@ -303,7 +303,7 @@ def test_safety_checker_of_true_size(sd1: Exported, tmp_path: Path, precision: P
         _, verdicts = checker(clip_input=clip_input, images=[np.ones(1)] * len(pictures))
         assert ours(samples) == tuple(verdicts)
         assert set(verdicts) == {True, False}
-    components.close()
+    engines.close()
 
 
 # ---- Stable Diffusion 2.1, another VAE, a fast decoder, SD-Turbo -----------------------------------------------------
@@ -363,7 +363,7 @@ def test_sd_turbo(turbo: tuple[Path, Bundle], sd2_pipe: Pipeline, sd2_reference:
     folder, bundle = turbo
     assert bundle.manifest.defaults == Defaults(num_inference_steps=1, guidance_scale=0.0, height=64, width=64)
     config = SchedulerConfig.from_bytes(bundle.read("scheduler/scheduler_config.json"))
-    pipe = Pipeline(sd2_pipe.bundle, sd2_pipe.components, sd2_pipe.tokenizer, config)
+    pipe = Pipeline(sd2_pipe.bundle, sd2_pipe.engines, sd2_pipe.tokenizer, config)
     reference = type(sd2_reference)(
         **sd2_reference.components | {"scheduler": EulerDiscreteScheduler.from_pretrained(folder / "scheduler")}
     )
@@ -410,5 +410,5 @@ def test_latent_consistency_model_on_a_device(
     expected = lcm_pipe(PROMPT, seed=1)
     FakeOnnxRuntime(FakeGpu().install(monkeypatch)).install(monkeypatch)
     with Pipeline.load(lcm.bundle, device="cuda") as pipe:
-        assert isinstance(pipe.components.denoiser(pipe.guidance(expected.request)), DeviceDenoiser)
+        assert isinstance(pipe.loops.denoiser(pipe.guidance(expected.request)), DeviceDenoiser)
         np.testing.assert_allclose(pipe(PROMPT, seed=1).latents, expected.latents, atol=1e-4)

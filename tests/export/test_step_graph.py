@@ -52,20 +52,18 @@ def network(sample: Array, timestep: np.float32) -> Array:
     return np.float32(0.3) * np.sin(sample * rows + timestep / np.float32(500)) + np.float32(0.1) * sample
 
 
-def tables(plan: SamplingPlan, draws: Array) -> dict[str, Array]:
-    """What a runtime uploads once a request: the plan, and a row of zeros and the draws (N, B, C, h, w)."""
+def tables(plan: SamplingPlan) -> dict[str, Array]:
+    """What a runtime uploads once a request: the plan."""
     return {
-        "noise_table": np.concatenate([np.zeros((1, *SHAPE), np.float32), draws]),
-        "draw_index": np.where(plan.draws, np.cumsum(plan.draws), 0).astype(np.int32),
         "coefficients": plan.coefficients.astype(np.float32),
         "timesteps": np.append(plan.timesteps, 0).astype(np.float32),
     }
 
 
 def on_graph(runner: Any, plan: SamplingPlan, latents: Array, draws: Array, guidance: float | None) -> Array:
-    """The device loop: the graph's outputs are its next inputs, nothing else changes."""
+    """The device loop: the graph's outputs are its next inputs; nothing else changes but the noise."""
     signature = step_signature(SIZES, guided=guidance is not None)
-    fixed = tables(plan, draws)
+    fixed, drawn, noise = tables(plan), iter(draws), np.zeros(SHAPE, np.float32)
     if guidance is not None:
         fixed["guidance_scale"] = np.array([guidance], np.float32)
     state = plan.initial_state(latents).reshape(-1, *SHAPE)
@@ -73,7 +71,8 @@ def on_graph(runner: Any, plan: SamplingPlan, latents: Array, draws: Array, guid
     timestep, index = fixed["timesteps"][:1], np.zeros(1, np.int32)
     for k in range(len(plan)):
         assert (index[0], timestep[0]) == (k, np.float32(plan.timesteps[k]))
-        feeds = fixed | {"state": state, "model_output": network(sample, timestep[0]), "index": index}
+        noise = next(drawn) if plan.draws[k] else noise  # where none is taken, the last one stays
+        feeds = fixed | {"state": state, "model_output": network(sample, timestep[0]), "noise": noise, "index": index}
         check_feeds(signature.inputs, feeds)
         state, sample, timestep, index = runner.run([spec.name for spec in signature.outputs], feeds)
     assert (index[0], timestep[0]) == (len(plan), 0)
@@ -119,26 +118,6 @@ def test_image_to_image_plans_run_on_the_graph(sampler: str, sessions: dict[bool
     draws = random.standard_normal((int(plan.draws.sum()), *SHAPE), np.float32)
     got = on_graph(sessions[True], plan, latents, draws, 5.0)
     assert relative_error(got, on_host(plan, latents, draws, 5.0)) < 1e-5
-
-
-def test_noise_may_lie_in_a_ring(sessions: dict[bool, Any]) -> None:
-    """`draw_index` may come back to a row: the host refills it once it has been used."""
-    plan = plan_of("euler_a", 6)
-    random = np.random.default_rng(5)
-    latents, draws = random.standard_normal(SHAPE, np.float32), random.standard_normal((6, *SHAPE), np.float32)
-    signature = step_signature(SIZES, guided=False)
-    fixed = tables(plan, draws)
-    state, drawn = plan.initial_state(latents).reshape(-1, *SHAPE), 0
-    for k in range(len(plan)):
-        ring = np.zeros((2, *SHAPE), np.float32)
-        ring[k % 2] = draws[drawn] if plan.draws[k] else 0
-        drawn += int(plan.draws[k])
-        places = np.arange(len(plan), dtype=np.int32) % 2
-        feeds = fixed | {"noise_table": ring, "draw_index": places, "index": np.array([k], np.int32)}
-        feeds |= {"state": state, "model_output": network(state[0], np.float32(plan.timesteps[k]))}
-        state = sessions[False].run(["next_state"], feeds)[0]
-    assert signature.inputs[0].accepts(state.shape)
-    assert relative_error(state[0], on_host(plan, latents, draws, None)) < 1e-5
 
 
 @pytest.mark.parametrize("guided", [False, True])

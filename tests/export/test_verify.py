@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundle_with_engines import VERSION, copy_with_engines
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
 from hypothesis import given
@@ -34,7 +35,6 @@ from sd_runtime.bundle.manifest import MANIFEST, EngineRecord, Manifest, record_
 from sd_runtime.bundle.safetensors_file import open_safetensors
 from sd_runtime.errors import BundleError, ParityError
 from sd_runtime.tensor import Array
-from test_tensorrt_pipeline import VERSION, copy_with_engines
 
 STEPS = 3
 
@@ -277,7 +277,7 @@ def test_a_layer_that_yields_nan(
     bundle = damaged("unet", "conv_out.weight", lambda values: values.fill(np.nan))
     with open_pipeline(Bundle.open(bundle), "cpu") as pipeline:
         case = next(case for case in reference.cases if case.component == "unet")
-        output = pipeline.components.engine("unet").run(reference.feeds(case))[case.output]
+        output = pipeline.engines.engine("unet").run(reference.feeds(case))[case.output]
     row = Row("unet", case.name, measure(output, reference.tensors[case.expected]), Limit("relative", 1e-5))
     assert not row.passed
     assert layers.bisect(Bundle.open(bundle), checkpoint, reference, case, row).starts == "conv_out"

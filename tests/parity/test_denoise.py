@@ -13,7 +13,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from fakes import FakeUNet
 from sd_runtime.engines.protocol import Feed, Placed
 from sd_runtime.errors import NumericalError
-from sd_runtime.loop.host import Guidance, denoise, embed_guidance, guide
+from sd_runtime.loop.guidance import Guidance, guide
+from sd_runtime.loop.host import denoise
+from sd_runtime.networks.unet import embed_guidance
 from sd_runtime.noise import NoiseSource
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from sd_runtime.tensor import Array

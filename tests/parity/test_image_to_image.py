@@ -13,6 +13,7 @@ from demo_reference import PROMPT, generators, psnr, switched
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 from sd_runtime import BundleError, NumericalError, Pipeline, UsageError, make_request
+from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.images.convert import from_pictures, to_pictures
 
 OTHER = "a small red ring on a white background"
@@ -137,17 +138,17 @@ def test_encode_image_refuses_what_the_encoder_cannot_take(pipe: Pipeline, drawi
         pipe.encode_image(drawings, noise=np.zeros((1, 4, 16, 16), np.float32))
 
 
-def test_without_the_encoder(pipe: Pipeline, drawings: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(pipe.manifest.components, "vae_encoder")
-    monkeypatch.setattr(pipe.components, "_engines", {})
-    with pytest.raises(BundleError, match="has no vae_encoder"):
-        pipe(PROMPT, image=drawings[0])
+def test_without_the_encoder(demo_bundle: Path, drawings: list[Image.Image]) -> None:
+    bundle = Bundle.open(demo_bundle)
+    del bundle.manifest.components["vae_encoder"]
+    with Pipeline.load(bundle, device="cpu") as pipeline, pytest.raises(BundleError, match="has no vae_encoder"):
+        pipeline(PROMPT, image=drawings[0])
 
 
 def test_an_encoder_that_overflows(
     pipe: Pipeline, drawings: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = pipe.components.engine("vae_encoder")
+    encoder = pipe.engines.engine("vae_encoder")
     broken = {"latent_parameters": np.full((1, 8, 16, 16), np.inf, np.float32)}
     monkeypatch.setattr(type(encoder), "run", lambda self, feeds: broken)
     with pytest.raises(NumericalError, match="VAE encoder output of picture 1"):
@@ -157,7 +158,7 @@ def test_an_encoder_that_overflows(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strength": 0.5}, "strength: got 0.5, accepted nothing without an image"),
+        ({"strength": 0.5}, "strength: got 0.5, accepted only with an image"),
         ({"image": "nowhere.png"}, "picture: got nowhere.png"),
         ({"image": np.zeros((8, 8, 3), np.uint8), "strength": 0.0}, "strength: got 0.0, accepted more than 0"),
         ({"image": np.zeros((8, 8, 3), np.uint8), "strength": 0.01}, "strength: got 0.01, accepted at least 0.04"),

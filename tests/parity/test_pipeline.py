@@ -13,8 +13,7 @@ from diffusers import StableDiffusionPipeline
 from reference_schedulers import BrownianTape, scheduler_module
 from sd_runtime import NumericalError, Pipeline, UsageError, make_request
 from sd_runtime.pipeline import Generation
-from sd_runtime.result import Step
-from sd_runtime.sampling import describe
+from sd_runtime.sampling.registry import PRESETS
 
 SAMPLERS = ("pndm", "ddim", "euler", "euler_a", "lms", "dpmpp_2m", "dpmpp_2m_karras")
 
@@ -36,7 +35,8 @@ def test_same_picture(pipe: Pipeline, reference: StableDiffusionPipeline, schedu
 
 # diffusers' UniPC bh1 divides by an infinite h where the last sigma is 0: all NaN (ours is finite, and compared with it
 # ending at sigma_min in test_schedulers_parity).
-EVERY_SAMPLER = [name.split("[")[0] for name, _ in describe() if not name.startswith("unipc_bh1")]
+COMPARED = [preset.aliases[0] for sampler, preset in PRESETS if sampler.diffusers_class is not None]
+EVERY_SAMPLER = [name for name in COMPARED if name != "unipc_bh1"]
 WARPED = ("euler_karras", "dpmpp_2m_exponential", "unipc_karras", "dpmpp_2m_sde_karras")
 
 
@@ -44,7 +44,7 @@ WARPED = ("euler_karras", "dpmpp_2m_exponential", "unipc_karras", "dpmpp_2m_sde_
 def test_every_sampler(
     pipe: Pipeline, reference: StableDiffusionPipeline, scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """≥ 55 dB for every name that sd-run lists, the stochastic ones with the same noise."""
+    """≥ 55 dB for every name that sd-run lists and diffusers has, the stochastic ones with the same noise."""
     (generator,) = generators(7)
     brownian = BrownianTape(lambda: torch.randn((1, 4, 16, 16), generator=generator).numpy())
     monkeypatch.setattr(scheduler_module("DPMSolverSDE"), "BrownianTreeNoiseSampler", lambda *_: brownian)
@@ -80,21 +80,6 @@ def test_a_seed_is_a_picture_whatever_the_batch(pipe: Pipeline) -> None:
     batch = pipe([PROMPT, "a small red ring on a white background"], seed=[11, 12], num_inference_steps=5)
     alone = pipe(PROMPT, seed=11, num_inference_steps=5)
     assert psnr(batch.arrays[:1], alone.arrays) >= 80
-
-
-def test_batches_larger_than_the_engine_are_split(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pipe(PROMPT, seed=1, num_images_per_prompt=3, num_inference_steps=4)
-    assert pipe.batches(whole.request) == [range(1), range(1, 2), range(2, 3)]  # one by one on the CPU
-    with monkeypatch.context() as patch:
-        patch.setattr(type(pipe.components), "on_cpu", False)
-        patch.setattr(Pipeline, "_unet_ranges", lambda self: ((1, 4), (4, 4), (8, 128), (8, 128)))
-        batches = pipe.batches(whole.request)
-    monkeypatch.setattr(Pipeline, "batches", lambda self, request: batches)
-    steps: list[Step] = []
-    parts = pipe(PROMPT, seed=1, num_images_per_prompt=3, num_inference_steps=4, callback=steps.append)
-    assert [step.images for step in steps] == [range(2)] * 5 + [range(2, 3)] * 5  # PNDM visits one timestep twice
-    assert [step.index for step in steps] == list(range(10))
-    assert psnr(parts.arrays, whole.arrays) >= 80
 
 
 def test_given_latents(pipe: Pipeline) -> None:
@@ -138,7 +123,7 @@ def test_bad_arguments(pipe: Pipeline, arguments: dict[str, Any], message: str) 
 
 
 def test_no_black_picture_from_a_decoder_that_overflows(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = pipe.components.engine("vae_decoder")
+    decoder = pipe.engines.engine("vae_decoder")
     broken = {"sample": np.full((1, 3, 128, 128), np.nan, np.float32)}
     monkeypatch.setattr(type(decoder), "run", lambda self, feeds: broken)
     with pytest.raises(NumericalError, match="VAE decoder output of picture 1"):

@@ -208,7 +208,7 @@ def test_exported_text_encoder(demo_bundle: Path) -> None:
     reference = StableDiffusionPipeline.from_pretrained(checkpoint).to(torch.float32)
     prompts, negatives = ["a red star on a blue background"], ["a green circle"]
     with Pipeline.load(demo_bundle, device="cpu") as pipeline:
-        ours = encode_prompts(pipeline.components.engine("text_encoder"), pipeline.tokenizer, prompts, negatives)
+        ours = encode_prompts(pipeline.engines.engine("text_encoder"), pipeline.tokenizer, prompts, negatives)
     positive, negative = diffusers_encode(reference, prompts, negatives)
     np.testing.assert_allclose(ours.positive, positive, rtol=0, atol=1e-5 * np.abs(positive).max())
     np.testing.assert_allclose(ours.negative, negative, rtol=0, atol=1e-5 * np.abs(positive).max())

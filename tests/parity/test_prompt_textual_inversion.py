@@ -15,9 +15,10 @@ import torch
 from fuzz_tokenizer import clip_files, reference_tokenizer
 from safetensors.torch import save_file
 from sd_runtime import Pipeline
+from sd_runtime.adapters.textual_inversion import load_textual_inversion
 from sd_runtime.bundle.safetensors_file import open_safetensors
 from sd_runtime.errors import BundleError, UsageError
-from sd_runtime.prompt import TokenEmbeddings, Tokenizer, encode_prompts, load_textual_inversion
+from sd_runtime.prompt import TokenEmbeddings, Tokenizer, encode_prompts
 from sd_runtime.prompt.chunks import empty_chunk
 from sd_runtime.tensor import Array, Dim, TensorSpec
 
@@ -154,10 +155,10 @@ def test_exported_text_encoder(demo_bundle: Path, tokenizer: Tokenizer, files: d
     words = dict(load_textual_inversion(files[name]) for name in ("toy", "style"))
     table = open_safetensors(demo_bundle / "text_encoder/model.safetensors")[TABLE]
     with Pipeline.load(demo_bundle, device="cpu") as pipeline:
-        engine = pipeline.components.engine("text_encoder", "embeds")
+        engine = pipeline.engines.engine("text_encoder", "embeds")
         ours = encode_prompts(engine, tokenizer, PROMPTS[:1], embeddings=TokenEmbeddings(table, words))
         plain = encode_prompts(engine, tokenizer, PROMPTS[3:], embeddings=TokenEmbeddings(table, {}))
-        same = encode_prompts(pipeline.components.engine("text_encoder"), tokenizer, PROMPTS[3:])
+        same = encode_prompts(pipeline.engines.engine("text_encoder"), tokenizer, PROMPTS[3:])
     theirs = diffusers_encode(model, [files["toy"], files["style"]], [None, None], PROMPTS[:1])
     np.testing.assert_allclose(ours.positive, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
     assert (plain.positive == same.positive).all()

@@ -18,7 +18,7 @@ import torch
 from reference_schedulers import BrownianTape, scheduler_module
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, make_plan
 from sd_runtime.sampling.make import make_sampler
-from sd_runtime.sampling.options import HONOURED
+from sd_runtime.sampling.registry import BY_CLASS
 
 pytestmark = [  # diffusers hands torch tensors to numpy functions
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -217,7 +217,13 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def supports(sampler: Sampler, option: str) -> bool:
-    return option in HONOURED[sampler.class_name]
+    return option in BY_CLASS[sampler.class_name].honoured
+
+
+def test_every_sampler_that_diffusers_has_is_compared() -> None:
+    """The others are held against their papers in test_samplers_without_reference."""
+    known = {entry.diffusers_class for entry in BY_CLASS.values() if entry.diffusers_class is not None}
+    assert {sampler.class_name for sampler in SAMPLERS} == known
 
 
 def matrix() -> Iterator[Any]:

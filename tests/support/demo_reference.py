@@ -29,7 +29,8 @@ def switched(reference: AnyPipeline, scheduler: str) -> AnyPipeline:
     """The reference with another sampler, by diffusers' own from_config."""
     choice = resolve(scheduler)
     original = PNDMScheduler.from_pretrained(DEMO_FOLDER / "scheduler")
-    other = getattr(scheduler_module(choice.class_name.removesuffix("Scheduler")), choice.class_name)
+    class_name = choice.reference_class()
+    other = getattr(scheduler_module(class_name.removesuffix("Scheduler")), class_name)
     reference.scheduler = other.from_config(original.config, **choice.overrides)  # type: ignore[attr-defined]
     return reference
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import onnx
 import pytest
@@ -13,7 +12,7 @@ from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT, fake_plan
 from sd_export.graphs.step_graph import step_graph, step_signature
 from sd_export.networks.signature import Sizes
-from sd_runtime.bundle.manifest import ComponentName, EngineRecord, Graph, ShapeRange, Target
+from sd_runtime.bundle.manifest import EngineRecord, Graph, ShapeRange, Target
 from sd_runtime.engines.gpu.gpu import Gpu
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.engines.onnxruntime_.cuda import OnnxRuntimeCudaEngine
@@ -77,8 +76,7 @@ class Rig:
         plan = fake_plan(graph, profile, tensorrt=self.version, gpu=self.fake_gpu.name, activations=activations)
         (self.folder / path).write_bytes(plan)
         target = Target(self.fake_gpu.name, "9.0", self.version, "13.0", "580.65.6")
-        name = cast(ComponentName, component)
-        return EngineRecord(name, form, path, "fp32", profile, target, "graph", None, False, activations)
+        return EngineRecord(component, form, path, "fp32", profile, target, "graph", None, False, activations)
 
     def engine(self, graph: Graph, *records: EngineRecord) -> TensorRTEngine:
         return TensorRTEngine(self.library, self.gpu, graph, records, self.read, REBUILD)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_with_engines import VERSION, copy_with_engines
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
+from fresh_interpreter import HELP, modules_after
 from hypothesis import given
 from hypothesis import strategies as st
 from sd_runtime.bench import report
@@ -38,10 +40,8 @@ from sd_runtime.bundle.schema import from_json
 from sd_runtime.cli.reports import check_report, write_report
 from sd_runtime.errors import BundleError, SDError, UsageError
 from sd_runtime.loop.device import DeviceDenoiser
-from sd_runtime.loop.host import Guidance
+from sd_runtime.loop.guidance import Guidance
 from sd_runtime.request import Request, make_request
-from test_leanness import HELP, modules_after
-from test_tensorrt_pipeline import VERSION, copy_with_engines
 
 SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}
 
@@ -154,10 +154,10 @@ def test_due_times() -> None:
 
 def test_stages_add_up(bundle: Bundle, request_: Request) -> None:
     """What is measured apart is the whole, but for what lies between."""
-    pipeline, components = open_timed(bundle, "cpu")
+    pipeline, calls = open_timed(bundle, "cpu")
     with pipeline:
-        time_picture(pipeline, components, request_)
-        times = time_picture(pipeline, components, request_)
+        time_picture(pipeline, calls, request_)
+        times = time_picture(pipeline, calls, request_)
         evaluations = len(pipeline.plan(request_))
     assert set(times) == set(STAGES)
     assert len(times["unet"]) == len(times["host"]) == evaluations
@@ -177,9 +177,9 @@ def test_a_slow_stage_shows_where_it_is(bundle: Bundle, request_: Request, monke
         return original(self, feeds)
 
     monkeypatch.setattr(OnnxRuntimeEngine, "run", slow)
-    pipeline, components = open_timed(bundle, "cpu")
+    pipeline, calls = open_timed(bundle, "cpu")
     with pipeline:
-        times = time_picture(pipeline, components, request_)
+        times = time_picture(pipeline, calls, request_)
     assert min(times["unet"]) >= 0.03
     assert sum(times["text"]) < 0.03 and max(times["host"]) < 0.03
 
@@ -353,7 +353,7 @@ def test_command(demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--json", "no/such/folder/x.json"], "No such file or directory; create the folder first"),
         (["--json", "."], "Is a directory; choose the name of a file"),
         (["--plot", "x" * 300 + ".svg"], "File name too long; choose a shorter name"),
-        (["--steps", "0"], "num_inference_steps: got 0"),
+        (["--steps", "0"], "--steps: got 0"),
         (["--nonsense"], "unrecognized arguments"),
     ],
 )
@@ -460,11 +460,11 @@ def test_where_tensorrt_runs_the_loop_only_its_whole_is_known(
     """Neither the text encoder nor the UNet is timed alone, and the loop stays on the GPU."""
     gpu = FakeGpu().install(monkeypatch)
     FakeTensorRT(gpu, VERSION).install(monkeypatch)
-    pipeline, components = open_timed(Bundle.open(copy_with_engines(demo_bundle, tmp_path / "bundle")), "auto")
+    pipeline, calls = open_timed(Bundle.open(copy_with_engines(demo_bundle, tmp_path / "bundle")), "auto")
     with pipeline:
-        times = time_picture(pipeline, components, request_)
-        assert isinstance(components.denoiser(Guidance(4.0)), DeviceDenoiser)
-    assert not components.on_cpu and components.precision("unet") == "fp32"
+        times = time_picture(pipeline, calls, request_)
+        assert isinstance(pipeline.loops.denoiser(Guidance(4.0)), DeviceDenoiser)
+        assert not pipeline.engines.on_cpu and pipeline.engines.precision("unet") == "fp32"
     assert times["tokenize"] == times["host"] == []
     assert len(times["unet"]) == len(times["text"]) == 1
     assert sum(times["unet"]) < sum(times["picture"])

@@ -176,9 +176,13 @@ def test_manifest_errors_name_the_bundle_and_the_remedy(root: Path, text: str) -
         ("latent.scaling_factor", 1e300, r"latent.scaling_factor: got 1e\+300"),
         ("latent.preview", [[1.0], [1.0, 2.0]], "latent.preview: got .*, accepted rows of one length"),
         ("latent.preview", [], "latent.preview: got"),
-        ("defaults.num_inference_steps", 0, "defaults.num_inference_steps: got 0, accepted 1 … 1000"),
-        ("defaults.guidance_scale", -1, "defaults.guidance_scale: got -1.0, accepted 0 … 100"),
-        ("defaults.height", 0, "defaults.height: got 0, accepted 1 … 65536"),
+        (
+            "defaults.num_inference_steps",
+            0,
+            "defaults.num_inference_steps: got 0, accepted whole",
+        ),
+        ("defaults.guidance_scale", -1, "defaults.guidance_scale: got -1.0, accepted numbers from 0 to 100"),
+        ("defaults.height", 0, "defaults.height: got 0, accepted whole numbers from 1 to 65536"),
         ("defaults.width", 1 << 20, "defaults.width: got 1048576"),
     ],
 )
@@ -195,7 +199,7 @@ def test_defaults_have_the_ranges_of_requests(extreme: Defaults) -> None:
         beyond = getattr(extreme, field) + (step if extreme.height > 1 else -step)
         with pytest.raises(UsageError, match=field):
             make_request(Defaults(1, 0.0, 1, 1), "", **{field: beyond})
-        with pytest.raises(BundleError, match=field):
+        with pytest.raises(UsageError, match=field):
             replace(extreme, **{field: beyond})
 
 

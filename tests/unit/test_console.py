@@ -22,7 +22,7 @@ def raising(error: BaseException) -> int:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (UsageError("width", got=513, accepted="multiples of 8"), 2, "width: got 513, accepted multiples of 8"),
+        (UsageError("width", got=513, accepted="multiples of 8"), 2, "--width: got 513, accepted multiples of 8"),
         (EngineError("no engine"), 1, "no engine"),
         (OutOfMemoryError("GPU memory ran out"), 1, "GPU memory ran out"),
         (MemoryError(), 1, "out of memory"),

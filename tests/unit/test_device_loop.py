@@ -13,7 +13,8 @@ from sd_runtime.engines.gpu.gpu import Gpu
 from sd_runtime.engines.onnxruntime_.cuda import OnnxRuntimeCudaEngine
 from sd_runtime.errors import EngineError, NumericalError, OutOfMemoryError
 from sd_runtime.loop.device import IDLE_LOOPS, DeviceDenoiser
-from sd_runtime.loop.host import Guidance, Step, denoise
+from sd_runtime.loop.guidance import Guidance
+from sd_runtime.loop.host import Evaluated, denoise
 from sd_runtime.noise import NoiseSource
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, describe, make_plan, resolve
 from tensorrt_rig import (
@@ -89,11 +90,11 @@ def bound(
     denoiser.close()
 
 
-def on_host(**given: Any) -> list[Step]:
+def on_host(**given: Any) -> list[Evaluated]:
     return list(denoise(onnxruntime_unet(), **given))
 
 
-def assert_same(steps: list[Step], expected: list[Step]) -> None:
+def assert_same(steps: list[Evaluated], expected: list[Evaluated]) -> None:
     assert [(s.index, s.total, s.timestep) for s in steps] == [(s.index, s.total, s.timestep) for s in expected]
     for step, other in zip(steps, expected, strict=True):
         assert np.abs(step.latents - other.latents).max() <= 1e-5 * np.abs(other.latents).max()
@@ -243,7 +244,7 @@ def test_requests_that_overlap_do_not_touch_each_other(rig: Rig, denoiser: Devic
     plans = [plan_of("euler_a", 6), plan_of("dpmpp_2m", 6), plan_of("ddim", 6)]
     given: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2}, {"seed": 3, "size": (16, 8)}]
     running = [denoiser(**arguments(plan, **more)) for plan, more in zip(plans, given, strict=True)]
-    got: list[list[Step]] = [[], [], []]
+    got: list[list[Evaluated]] = [[], [], []]
     for _ in range(6):
         for steps, out in zip(running, got, strict=True):
             out.append(next(steps))
@@ -304,7 +305,7 @@ def test_an_engine_that_fails_midway_leaves_nothing_behind(rig: Rig, denoiser: D
             raise RuntimeError("CUDA_ERROR_UNKNOWN: something passing")
 
     rig.fake_gpu.fail = fails_at_third
-    got: list[Step] = []
+    got: list[Evaluated] = []
     with pytest.raises(EngineError, match="the GPU failed while running: CUDA_ERROR_UNKNOWN: "):
         got.extend(denoiser(**arguments(plan)))
     rig.fake_gpu.fail = lambda what: None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from bundle_with_engines import REQUEST, VERSION, assert_same_pictures, copy_with_engines, on_cpu
 from fake_cuda import CUDAError, FakeGpu
 from fake_onnxruntime import FakeOnnxRuntime
 from fake_tensorrt import FakeTensorRT
@@ -19,9 +20,8 @@ from sd_runtime.engines.onnxruntime_.cuda import OnnxRuntimeCudaEngine
 from sd_runtime.engines.tensorrt_.engine import TensorRTEngine
 from sd_runtime.errors import DependencyError, EngineError, OutOfMemoryError, UsageError
 from sd_runtime.loop.device import DeviceDenoiser
-from sd_runtime.loop.host import Guidance
+from sd_runtime.loop.guidance import Guidance
 from sd_runtime.pipeline import Pipeline
-from test_tensorrt_pipeline import REQUEST, VERSION, assert_same_pictures, copy_with_engines, on_cpu
 
 # What ONNX Runtime 1.31 says
 OUT_OF_MEMORY = (
@@ -46,7 +46,7 @@ def test_draws_on_the_gpu_what_the_cpu_draws(
     runtime: FakeOnnxRuntime, demo_bundle: Path, changed: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Pipeline.load(demo_bundle, device="cuda") as pipeline:
-        assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
+        assert isinstance(pipeline.loops.denoiser(Guidance(7.5)), DeviceDenoiser)
         result = pipeline(**(REQUEST | changed))
     assert result.decoded is not None and result.decoded.pixels is not None
     assert_same_pictures(result, on_cpu(demo_bundle, **changed))
@@ -163,7 +163,7 @@ def test_engines_of_both_libraries_share_the_loop(
     bundle = copy_with_engines(demo_bundle, tmp_path / "bundle", lambda r: r if r.component == "unet" else None)
     with Pipeline.load(bundle) as pipeline:
         result = pipeline(**REQUEST)
-        kinds = [type(pipeline.components.engine(name)) for name in ("unet", "vae_decoder", "pixels")]
+        kinds = [type(pipeline.engines.engine(name)) for name in ("unet", "vae_decoder", "pixels")]
     assert kinds == [TensorRTEngine, OnnxRuntimeCudaEngine, OnnxRuntimeCudaEngine]
     place = runtime.gpu.log.index("graph")
     assert runtime.gpu.log[place : place + 3] == ["graph", "enqueue out_sample", STEP]
@@ -183,7 +183,7 @@ def test_no_gpu(
 
     monkeypatch.setattr("cuda.core.Device", no_driver)
     with Pipeline.load(demo_bundle) as pipeline:
-        assert isinstance(pipeline.components.engine("unet"), OnnxRuntimeEngine) and pipeline.components.on_cpu
+        assert isinstance(pipeline.engines.engine("unet"), OnnxRuntimeEngine) and pipeline.engines.on_cpu
     assert caplog.records[0].getMessage().startswith("no usable NVIDIA GPU: CUDA_ERROR_NO_DEVICE")
     assert caplog.records[0].getMessage().endswith("the CPU is used instead")
     with pytest.raises(EngineError, match="no usable NVIDIA GPU"):
@@ -193,7 +193,7 @@ def test_no_gpu(
 def test_no_cuda_provider(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with Pipeline.load(demo_bundle) as pipeline:
-        assert pipeline.components.on_cpu
+        assert pipeline.engines.on_cpu
     with pytest.raises(DependencyError, match=r"no CUDA provider.*sd-lean\[gpu\]"):
         Pipeline.load(demo_bundle, device="cuda")
 
@@ -223,7 +223,7 @@ def test_unknown_device(demo_bundle: Path) -> None:
 
 def test_inputs_are_checked_before_the_gpu_sees_them(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
     with Pipeline.load(demo_bundle, device="cuda") as pipeline:
-        engine = pipeline.components.engine("unet")
+        engine = pipeline.engines.engine("unet")
         with pytest.raises(EngineError, match="input 'sample'"):
             engine.place("sample", np.zeros((2, 4, 16, 16)))
         with pytest.raises(

@@ -101,7 +101,7 @@ def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
 def test_an_existing_file_is_replaced_only_when_told(tmp_path):
     path = write_file(tmp_path / "a.png", b"old")
     for check in (lambda: write_file(path, b"new"), lambda: check_destination(path)):
-        with pytest.raises(FileTakenError, match=r"a\.png' exists; choose another name, or .*--overwrite"):
+        with pytest.raises(FileTakenError, match=r"a\.png' exists; choose another name, or .*`overwrite`"):
             check()
     assert path.read_bytes() == b"old"
     check_destination(path, overwrite=True)

@@ -120,7 +120,7 @@ def test_too_many_chunks() -> None:
     )
     with pytest.raises(UsageError, match=expected):
         chunks(longest + "dog")
-    remedy = r"shorten 'a blurry picture of cat cat c…' or let it be truncated \(--truncate\)$"
+    remedy = r"shorten 'a blurry picture of cat cat c…' or let it be cut off with `truncate`$"
     with pytest.raises(UsageError, match=remedy):  # prompt or negative prompt: its beginning says which
         chunks(f"(a blurry picture:1.2) of {longest}")
 

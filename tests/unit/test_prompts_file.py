@@ -35,7 +35,7 @@ def test_a_line_is_a_prompt_or_an_object(tmp_path: Path) -> None:
     assert lines_of(tmp_path, text) == [
         ("prompts.txt line 1", Settings(prompt="a star")),
         ("prompts.txt line 3", Settings(prompt="a ring")),
-        ("prompts.txt line 4", Settings(prompt="{}", seed=3, guidance_scale=4.0)),
+        ("prompts.txt line 4", Settings(prompt="{}", options={"seed": 3, "guidance_scale": 4.0})),
     ]
 
 
@@ -44,12 +44,12 @@ def test_a_line_is_a_prompt_or_an_object(tmp_path: Path) -> None:
     [
         (
             '{"prompt": "a", "steps": 3}',
-            "prompts.txt line 2: unknown steps: accepted prompt, neg",
+            "prompts.txt line 2: unknown steps: accepted prompt, image, grid, neg",
         ),
-        ('{"prompt": 3}', "prompts.txt line 2.prompt: got 3, accepted str"),
-        ('{"prompt": "a", "seed": 1.5}', "prompts.txt line 2.seed: got 1.5, accepted int"),
-        ('{"prompt": "a", "seed": true}', "prompts.txt line 2.seed: got True, accepted int"),
-        ('{"prompt": "a", "rng": "mps"}', "prompts.txt line 2.rng: got mps, accepted 'cpu', 'cuda'"),
+        ('{"prompt": 3}', "prompts.txt line 2: prompt: got 3, accepted text"),
+        ('{"prompt": "a", "seed": 1.5}', "prompts.txt line 2: seed: got 1.5, accepted an integer"),
+        ('{"prompt": "a", "seed": true}', "prompts.txt line 2: seed: got True, accepted an integer"),
+        ('{"prompt": "a", "rng": "mps"}', "prompts.txt line 2: rng: got mps, accepted cpu, cuda"),
         ('{"prompt": "a", "prompt": "b"}', "prompts.txt line 2: duplicate key: got prompt"),
         ('{"prompt": "a", "eta": NaN}', "prompts.txt line 2: got NaN, accepted finite numbers"),
         ('{"prompt": "a"', "prompts.txt line 2 is not valid JSON"),
@@ -192,7 +192,7 @@ BAD_LINES: list[tuple[dict[str, Any] | str, str]] = [
     ({"prompt": RING, "width": 100}, "prompts.txt line 2: width: got 100, accepted multiples of 8"),
     ({"prompt": RING, "scheduler": "x"}, "prompts.txt line 2: scheduler: got x"),
     ({"prompt": RING, "eta": 0.5}, "prompts.txt line 2: eta: got 0.5"),
-    ({"seed": 3}, "prompts.txt line 2: no prompt given"),
+    ({"seed": 3}, "prompts.txt line 2: prompt: got none"),
     ({"prompt": RING, "image": "no.png"}, "prompts.txt line 2: picture: got no.png"),
     ({"prompt": RING, "strength": 0.5}, "prompts.txt line 2: strength: got 0.5"),
     ({"prompt": RING, "num_inference_steps": 0}, "prompts.txt line 2: num_inference_steps: got 0"),

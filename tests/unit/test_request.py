@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sd_runtime.bundle.manifest import Defaults
 from sd_runtime.errors import UsageError
-from sd_runtime.request import Request, make_request
+from sd_runtime.request import Defaults, Request, make_request
 
 DEFAULTS = Defaults(num_inference_steps=25, guidance_scale=4.0, height=128, width=128)
 

@@ -15,9 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sd_runtime.errors import BundleError, UsageError
 from sd_runtime.sampling import SchedulerConfig, describe, make_plan, resolve
-from sd_runtime.sampling.names import SCHEDULERS, SchedulerChoice
-from sd_runtime.sampling.options import ACCEPTED, FIXED, HONOURED
+from sd_runtime.sampling.names import SchedulerChoice
+from sd_runtime.sampling.options import ACCEPTED
+from sd_runtime.sampling.registry import PRESETS, SAMPLERS
 
+COMPARED = [(sampler.diffusers_class, sampler) for sampler in SAMPLERS if sampler.diffusers_class is not None]
+HONOURED = {class_name: sampler.honoured for class_name, sampler in COMPARED}
+FIXED = {class_name: sampler.fixed for class_name, sampler in COMPARED}
 STABLE_DIFFUSION = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": "0.6.0",
@@ -351,6 +355,13 @@ KNOWN = {  # what people type → the class, and what of it matters
     "pndm": ("PNDMScheduler", "PLMS"),
     "LCM": ("LCMScheduler", "LCM"),
     "tcd": ("TCDScheduler", "TCD"),
+    "DPM++ 2S a": ("dpmpp_2s_ancestral", "DPM++ 2S a"),
+    "DPM++ 2S a Karras": ("dpmpp_2s_ancestral", "DPM++ 2S a Karras"),
+    "k_dpmpp_2s_a": ("dpmpp_2s_ancestral", "DPM++ 2S a"),
+    "sample_dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", "DPM++ 2S a"),
+    "er_sde": ("er_sde", "ER SDE"),
+    "sample_er_sde": ("er_sde", "ER SDE"),
+    "ER SDE Exponential": ("er_sde", "ER SDE Exponential"),
 }
 
 
@@ -378,11 +389,11 @@ def test_a_name_settles_what_the_file_leaves_open_and_a_class_does_not() -> None
 
 def test_every_spelling_is_its_own() -> None:
     """No two samplers answer to one name."""
-    for row in SCHEDULERS:
-        for spelling in (row.label, *row.aliases):
-            assert resolve(spelling).label == row.label
-            if row.warps:
-                assert resolve(f"{spelling} karras").label == f"{row.label} Karras"
+    for sampler, preset in PRESETS:
+        for spelling in (preset.label, *preset.aliases):
+            assert resolve(spelling).label == preset.label
+            if sampler.warps:
+                assert resolve(f"{spelling} karras").label == f"{preset.label} Karras"
 
 
 @pytest.mark.parametrize(
@@ -390,7 +401,7 @@ def test_every_spelling_is_its_own() -> None:
     [
         ("eular_a", "euler_a"),
         ("dpmpp_3m_sde", "dpmpp_2m_sde"),
-        ("DPM++ 2S a", "dpmpp_2s"),
+        ("DPM++ 2Sa 2", "dpmpp_2s"),
         ("euler_a_karras", "euler_a"),
         ("PNDMSchedular", "PNDMScheduler"),
         ("", "--list-schedulers"),
@@ -405,7 +416,7 @@ def test_unknown_names_show_the_nearest(name: str, nearest: str) -> None:
 
 def test_describe_lists_all() -> None:
     rows = describe()
-    assert len(rows) == len(SCHEDULERS)
+    assert len(rows) == len(PRESETS)
     for name, remark in rows:
         assert resolve(name.partition("[")[0]).label == remark.partition(":")[0]
 

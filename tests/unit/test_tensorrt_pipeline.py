@@ -4,89 +4,38 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import sys
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
+from bundle_with_engines import (
+    HERE,
+    REQUEST,
+    VERSION,
+    assert_same_pictures,
+    built_as_planned,
+    copy_with_engines,
+    on_cpu,
+)
 from fake_cuda import FakeGpu
 from fake_onnxruntime import FakeOnnxRuntime
-from fake_tensorrt import FakeTensorRT, Runtime, fake_plan
+from fake_tensorrt import FakeTensorRT, Runtime
 from sd_export.tensorrt_.cli import build_parser
-from sd_export.tensorrt_.plan import BuildRequest, parse_batches, parse_size, plan_jobs
+from sd_export.tensorrt_.plan import parse_batches, parse_size
 from sd_runtime.bundle.bundle import Bundle
-from sd_runtime.bundle.manifest import MANIFEST, ComponentName, EngineRecord, Manifest, ShapeRange, Target, record_file
+from sd_runtime.bundle.manifest import MANIFEST, EngineRecord
 from sd_runtime.engines.gpu.gpu import WARM_UP_RUNS
-from sd_runtime.engines.tensorrt_.selection import rebuild
+from sd_runtime.engines.tensorrt_.rebuild import rebuild
 from sd_runtime.errors import BundleError, DependencyError, EngineError, NumericalError
 from sd_runtime.loop.device import DeviceDenoiser
-from sd_runtime.loop.host import Guidance
+from sd_runtime.loop.guidance import Guidance
 from sd_runtime.pipeline import Pipeline
 from sd_runtime.request import make_request
-from sd_runtime.result import Result, Step
-from tensorrt_rig import whole_range
-
-VERSION = "10.16.0"
-HERE = Target("NVIDIA H200", "9.0", VERSION, "13.0", "580.65.6")
-BUILT = ("text_encoder", "unet", "vae_decoder", "sampler_step", "pixels")
-REQUEST: dict[str, Any] = {
-    "prompt": "a large red star on a blue background",
-    "seed": 5,
-    "num_inference_steps": 6,
-    "scheduler": "euler_a",
-}
-
-
-def copy_with_engines(
-    source: Path, target: Path, change: Callable[[EngineRecord], EngineRecord | None] = lambda record: record
-) -> Path:
-    """A copy of a bundle with an engine for every network and loop graph; `change` edits their entries."""
-    shutil.copytree(source, target)
-    manifest, records = Bundle.open(source).manifest, []
-    for name in BUILT:
-        graphs = manifest.components[name].graphs
-        for form in ("trt",) if "trt" in graphs else tuple(graphs):
-            record = add_engine(target, manifest, name, form, whole_range(graphs[form].inputs), f"{name}-{form}")
-            changed = change(record)
-            records += [] if changed is None else [changed]
-    write_engines(target, manifest, records)
-    return target
-
-
-def built_as_planned(source: Path, target: Path, *, guidance_scale: float | None = None, **options: Any) -> Path:
-    """A copy of a bundle, its model meant for `guidance_scale` if that is given, with the engines that sd-export build
-    makes with these options of `BuildRequest`."""
-    shutil.copytree(source, target)
-    manifest = Bundle.open(source).manifest
-    if guidance_scale is not None:
-        manifest = replace(manifest, defaults=replace(manifest.defaults, guidance_scale=guidance_scale))
-    jobs = plan_jobs(manifest, BuildRequest(target, **options), VERSION)
-    records = [add_engine(target, manifest, job.component, job.form, job.profile, job.label) for job in jobs]
-    write_engines(target, manifest, [replace(r, refittable=options.get("refittable", False)) for r in records])
-    return target
-
-
-def add_engine(
-    root: Path, manifest: Manifest, name: str, form: str, profile: dict[str, ShapeRange], label: str
-) -> EngineRecord:
-    component, path = manifest.components[name], f"engines/h200/{label.replace(' ', '-')}.plan"
-    graph = component.graphs[form]
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    (root / path).write_bytes(fake_plan(root / graph.path, profile, tensorrt=VERSION))
-    weights = None if component.weights is None else manifest.files[component.weights].digest
-    digest = manifest.files[graph.path].digest
-    return EngineRecord(cast(ComponentName, name), form, path, "fp32", profile, HERE, digest, weights, False, 4096)
-
-
-def write_engines(root: Path, manifest: Manifest, records: Sequence[EngineRecord]) -> None:
-    files = manifest.files | {record.path: record_file(root / record.path) for record in records}
-    (root / MANIFEST).write_bytes(replace(manifest, engines=tuple(records), files=files).to_bytes())
+from sd_runtime.result import Step
 
 
 @pytest.fixture
@@ -104,18 +53,6 @@ def bundle(demo_bundle: Path, tmp_path: Path) -> Path:
     return copy_with_engines(demo_bundle, tmp_path / "bundle")
 
 
-@cache
-def on_cpu(bundle: Path, **changed: Any) -> Result:
-    with Pipeline.load(bundle, device="cpu") as pipeline:
-        return pipeline(**(REQUEST | changed))
-
-
-def assert_same_pictures(result: Result, expected: Result) -> None:
-    assert np.abs(result.latents - expected.latents).max() < 1e-3
-    for picture, other in zip(result.images, expected.images, strict=True):
-        assert np.abs(np.asarray(picture, int) - np.asarray(other, int)).max() <= 1
-
-
 # ---- engines that fit ------------------------------------------------------------------------------------------------
 
 
@@ -126,7 +63,7 @@ def test_draws_on_the_gpu_what_the_cpu_draws(
     machine: FakeGpu, bundle: Path, demo_bundle: Path, changed: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Pipeline.load(bundle, device="cuda") as pipeline:
-        assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
+        assert isinstance(pipeline.loops.denoiser(Guidance(7.5)), DeviceDenoiser)
         result = pipeline(**(REQUEST | changed))
     assert result.decoded is not None and result.decoded.pixels is not None
     assert machine.log.count("enqueue out_sample") == 6 + 2 * WARM_UP_RUNS  # of two recordings
@@ -158,7 +95,7 @@ def test_guidance_rescale_is_not_linear_and_runs_on_the_host_over_the_same_engin
 def test_without_an_engine_for_the_step_the_host_leads(machine: FakeGpu, demo_bundle: Path, tmp_path: Path) -> None:
     made = copy_with_engines(demo_bundle, tmp_path / "b", lambda r: None if r.component == "sampler_step" else r)
     with Pipeline.load(made) as pipeline:
-        assert not isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
+        assert not isinstance(pipeline.loops.denoiser(Guidance(7.5)), DeviceDenoiser)
         assert_same_pictures(pipeline(**REQUEST), on_cpu(demo_bundle))
     assert machine.log.count("enqueue out_sample") == 6
 
@@ -257,7 +194,7 @@ def test_what_no_engine_was_built_for_is_drawn_by_onnxruntime_aloud(
     made, changed = built_as_planned(demo_bundle, tmp_path / "b", **build), {"num_inference_steps": 3} | changed
     with Pipeline.load(made) as pipeline:
         results = [pipeline(**(REQUEST | changed)) for _ in range(2)]
-        assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
+        assert isinstance(pipeline.loops.denoiser(Guidance(7.5)), DeviceDenoiser)
     for result in results:
         assert_same_pictures(result, on_cpu(demo_bundle, **changed))
     (record,) = caplog.records
@@ -418,7 +355,7 @@ def test_engines_for_several_machines_lie_side_by_side(machine: FakeGpu, demo_bu
     foreign = [replace(record, target=replace(HERE, gpu="NVIDIA L4")) for record in manifest.engines]
     (made / MANIFEST).write_bytes(replace(manifest, engines=(*foreign, *manifest.engines)).to_bytes())
     with Pipeline.load(made) as pipeline:
-        assert isinstance(pipeline.components.denoiser(Guidance(7.5)), DeviceDenoiser)
+        assert isinstance(pipeline.loops.denoiser(Guidance(7.5)), DeviceDenoiser)
 
 
 def test_engines_built_from_other_graphs_or_weights(

@@ -6,8 +6,7 @@ so that UNet and step can be captured as one CUDA graph and replayed E times wit
 
     state          (S, B, C, h, w) float32   what the sampler remembers; state[0] is the UNet's next input
     model_output   (R, C, h, w)    float32   the UNet's: R = 2 B rows, the negative prompts' first, or R = B unguided
-    noise_table    (N, B, C, h, w) float32   N ≥ 1 draws, uploaded ahead (a row of zeros where nothing is drawn)
-    draw_index     (E,)            int32     the row of noise_table for evaluation k; the rows may be a ring
+    noise          (B, C, h, w)    float32   fresh noise, where the plan takes any; else its coefficients are 0
     coefficients   (E, S, S + 2)   float32   the plan's table
     timesteps      (E + 1,)        float32   the plan's, and one more (any) for the step after the last
     guidance_scale (1,)            float32   in the guided form only
@@ -37,7 +36,6 @@ from ..networks.signature import MAX_IMAGES, Signature, Sizes
 
 MAX_STATE = 8  # tensors a sampler remembers, the current sample included; the most of ours is 6
 MAX_EVALUATIONS = 2048  # 1000 steps of a sampler that evaluates the UNet twice a step
-MAX_DRAWS = 2048
 
 # How the UNet's rows become one prediction a picture, and one sample a picture becomes the UNet's rows.
 # Classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598, equation 6 with guidance_scale = 1 + w.
@@ -60,8 +58,7 @@ _STEP = """
 <ir_version: 8, opset_import: ["": 17]>
 {form} (
     float[S, B, {channels}, h, w] state, float[{rows}, {channels}, h, w] model_output,
-    float[N, B, {channels}, h, w] noise_table, int32[E] draw_index,
-    float[E, S, T] coefficients, float[F] timesteps, {guidance} int32[1] index
+    float[B, {channels}, h, w] noise, float[E, S, T] coefficients, float[F] timesteps, {guidance} int32[1] index
 ) => (
     float[S, B, {channels}, h, w] next_state, float[{rows}, {channels}, h, w] next_sample,
     float[1] next_timestep, int32[1] next_index
@@ -70,11 +67,9 @@ _STEP = """
  int64[1] zeroth = {{0}}, int32[1] one = {{1}}>
 {{
     {combine}
-    draw = Gather<axis = 0>(draw_index, index)               # (1,)
-    drawn = Gather<axis = 0>(noise_table, draw)              # (1, B, C, h, w)
-    noise = Reshape(drawn, one_row)                          # (1, X)
+    fresh = Reshape(noise, one_row)                          # (1, X)
     history = Reshape(state, each_row)                       # (S, X)
-    terms = Concat<axis = 0>(history, prediction, noise)     # (S + 2, X)
+    terms = Concat<axis = 0>(history, prediction, fresh)     # (S + 2, X)
     row = Gather<axis = 0>(coefficients, index)              # (1, S, S + 2)
     advanced = MatMul(row, terms)                            # (1, S, X)
     shape = Shape(state)
@@ -135,8 +130,7 @@ def step_signature(sizes: Sizes, *, guided: bool) -> Signature:
     inputs = {
         "state": ("float32", (state, batch, *image)),
         "model_output": ("float32", (rows, *image)),
-        "noise_table": ("float32", (Dim("draws", 1, 1, MAX_DRAWS), batch, *image)),
-        "draw_index": ("int32", (evaluations,)),
+        "noise": ("float32", (batch, *image)),
         "coefficients": ("float32", (evaluations, state, terms)),
         "timesteps": ("float32", (timesteps,)),
         "guidance_scale": ("float32", (1,)),

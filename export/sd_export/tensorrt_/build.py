@@ -18,7 +18,7 @@ from sd_runtime.bundle.bundle import Bundle, find_bundle
 from sd_runtime.bundle.locations import data_home
 from sd_runtime.bundle.manifest import EngineRecord, Manifest, Target
 from sd_runtime.engines.gpu.gpu import Gpu
-from sd_runtime.engines.loader import cpu_engine
+from sd_runtime.engines.onnxruntime_.backend import cpu_engine
 from sd_runtime.engines.tensorrt_.engine import TensorRTEngine
 from sd_runtime.engines.tensorrt_.library import TensorRT, current_target
 from sd_runtime.errors import DependencyError

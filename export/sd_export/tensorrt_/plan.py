@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from sd_runtime.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from sd_runtime.bundle.manifest import ComponentName, EnginePrecision, Graph, Manifest, ShapeRange
+    from sd_runtime.bundle.manifest import EnginePrecision, Graph, Manifest, ShapeRange
     from sd_runtime.tensor import TensorSpec
 
     Range = tuple[int, int, int]  # smallest, tuned for, largest
@@ -70,7 +70,7 @@ class BuildRequest:
 class Job:
     """One engine to build: a graph of a component, and for every input that varies the shapes it is built for."""
 
-    component: ComponentName
+    component: str
     form: str
     graph: Graph
     precision: EnginePrecision
@@ -174,9 +174,9 @@ class _Planner:
         """Of a network's batch for each picture: where it is used as its authors recommend, and at most."""
         if component != "unet":
             return 1, 1
-        from sd_runtime.engines.tensorrt_.selection import rows_a_picture, told_guidance
+        from sd_runtime.engines.tensorrt_.rebuild import rows_a_picture, takes_guidance
 
-        return rows_a_picture(self._manifest), 1 if told_guidance(self._manifest) else 2
+        return rows_a_picture(self._manifest), 1 if takes_guidance(self._manifest) else 2
 
     def _picture(self, rows: Range, width: Range, height: Range) -> dict[str, Range]:
         """The axes of pictures and latents, by the symbols of the graphs' tensors."""
@@ -200,7 +200,7 @@ class _Planner:
         graph = known.graphs[form]
         profile = {spec.name: ranged(spec, axes) for spec in graph.inputs if fixed(spec) != spec.shape}
         precision: EnginePrecision = "fp32" if known.weights is None else self._precision
-        yield Job(cast("ComponentName", component), form, graph, precision, profile, f"{component} {shape}")
+        yield Job(component, form, graph, precision, profile, f"{component} {shape}")
 
 
 def ranged(spec: TensorSpec, axes: Mapping[str, Range]) -> ShapeRange:

@@ -68,12 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     from sd_runtime.bundle.bundle import Bundle, find_bundle
     from sd_runtime.cli.reports import check_report, write_report
+    from sd_runtime.sampling import resolve
 
     from .compare import compare, open_pipeline
 
     for path in (args.json, args.html):
         if path is not None:
             check_report(path)
+    if args.scheduler is not None:
+        resolve(args.scheduler).reference_class()  # refused at once where diffusers has none
     with open_pipeline(Bundle.open(find_bundle(args.bundle)), args.device) as pipeline:
         checkpoint = _checkpoint(args, pipeline.bundle)
         reference = _reference(args, pipeline, checkpoint)

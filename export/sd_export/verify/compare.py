@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 from sd_runtime.bundle.bundle import Bundle
-from sd_runtime.engines.loader import Components
+from sd_runtime.engines.engines import Engines
 from sd_runtime.errors import NumericalError
 from sd_runtime.noise import NoiseSource
 from sd_runtime.pipeline import Pipeline
@@ -25,7 +25,7 @@ from .stopwatch import Stopwatch
 
 def open_pipeline(bundle: Bundle, device: str) -> Pipeline:
     """A bundle's pipeline, complete or not: networks are loaded as they are needed, and nothing withholds a picture."""
-    return Pipeline.assemble(bundle, Components.open(bundle, device))
+    return Pipeline.assemble(bundle, Engines.open(bundle, device))
 
 
 def compare(pipeline: Pipeline, reference: Reference) -> Report:
@@ -51,8 +51,8 @@ def compare(pipeline: Pipeline, reference: Reference) -> Report:
 
 def describe_device(pipeline: Pipeline) -> str:
     """Where the networks run, for people."""
-    components = pipeline.components
-    return "ONNX Runtime on the CPU" if components.on_cpu else f"the GPU, its UNet in {components.precision('unet')}"
+    engines = pipeline.engines
+    return "ONNX Runtime on the CPU" if engines.on_cpu else f"the GPU, its UNet in {engines.precision('unet')}"
 
 
 class _Ours:
@@ -60,7 +60,7 @@ class _Ours:
 
     def __init__(self, pipeline: Pipeline, reference: Reference) -> None:
         self._pipeline, self._reference = pipeline, reference
-        self._components = pipeline.components
+        self._engines = pipeline.engines
         self._timed = Stopwatch()
         self.pictures: tuple[Array, Array] | None = None
 
@@ -84,16 +84,16 @@ class _Ours:
         for case in self._reference.cases:
             if case.component not in components:
                 continue
-            engine = self._components.engine(case.component)
+            engine = self._engines.engine(case.component)
             output = self._timed(case.component, partial(engine.run, self._reference.feeds(case)))[case.output]
-            precision = self._components.precision(case.component)
-            limit = network_limit(case.component, precision, self._cells, on_cpu=self._components.on_cpu)
+            precision = self._engines.precision(case.component)
+            limit = network_limit(case.component, precision, self._cells, on_cpu=self._engines.on_cpu)
             yield Row(case.component, case.name, measure(output, self._reference.tensors[case.expected]), limit)
 
     def picture(self) -> Iterator[Row]:
         """The latents after each step, where both sides call the UNet equally often, and the picture."""
         expected = self._reference.tensors[LATENTS]
-        precision, on_cpu = self._components.precision("unet"), self._components.on_cpu
+        precision, on_cpu = self._engines.precision("unet"), self._engines.on_cpu
         limit = drift_limit(precision, on_cpu=on_cpu)
         try:
             trail, result = self._timed("picture", self._draw, again=False)

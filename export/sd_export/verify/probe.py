@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from sd_runtime.bundle.manifest import Defaults
-from sd_runtime.request import Request, make_request
+from sd_runtime.request import Defaults, Request, make_request
 from sd_runtime.tensor import Array
 
 PROMPT = "a large yellow star on a blue background"

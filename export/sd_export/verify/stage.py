@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from sd_runtime.bundle.bundle import Bundle
-from sd_runtime.bundle.manifest import Check, Defaults, Verification
+from sd_runtime.bundle.manifest import Check, Verification
 from sd_runtime.errors import ExportError, ParityError
+from sd_runtime.request import Defaults
 
 from ..networks.signature import Sizes
 from ..source import Checkpoint

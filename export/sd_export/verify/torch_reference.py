@@ -120,7 +120,7 @@ class _TorchSide:
         if self.probe.scheduler is None:
             return own
         choice = resolve(self.probe.scheduler)
-        return getattr(diffusers, choice.class_name).from_config(own.config, **choice.overrides)
+        return getattr(diffusers, choice.reference_class()).from_config(own.config, **choice.overrides)
 
     @cached_property
     def pipeline(self) -> Any:

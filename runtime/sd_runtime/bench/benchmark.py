@@ -21,7 +21,7 @@ from .distribution import Distribution
 from .load import Arrivals, LoadPoint, due_times, measure_load
 from .machine import describe_machine, versions
 from .processes import Cost, GpuMemory, peak_megabytes, run
-from .stages import Batch, TimedComponents, measure_batches, measure_stages, open_timed, time_picture, varied
+from .stages import Batch, Calls, measure_batches, measure_stages, open_timed, time_picture, varied
 
 SETTLE = 0.3  # seconds after which threads of torch that wait for work no longer spin
 SD_RUN = "import sys; from sd_runtime.cli.run import main; sys.exit(main())"
@@ -103,30 +103,30 @@ def measure(bundle: Bundle, plan: Plan, note: Callable[[str], None] = lambda tex
     note("loading")
     with GpuMemory() as gpu:
         started = time.perf_counter()
-        pipeline, components = open_timed(bundle, plan.device)
+        pipeline, calls = open_timed(bundle, plan.device)
         loaded = time.perf_counter()
         with pipeline:
             pipeline.check(plan.request)
-            first = sum(time_picture(pipeline, components, plan.request)["picture"])
+            first = sum(time_picture(pipeline, calls, plan.request)["picture"])
             note(f"{plan.rounds} pictures")
-            stages = measure_stages(pipeline, components, plan.request, rounds=plan.rounds, warmup=plan.warmup)
+            stages = measure_stages(pipeline, calls, plan.request, rounds=plan.rounds, warmup=plan.warmup)
             note("batches")
             batches = measure_batches(pipeline, plan.request, plan.batches, rounds=max(plan.rounds // 3, 1))
             loads = tuple(_load(pipeline, plan, rate, note) for rate in plan.rates)
-            peer = _warm(pipeline, components, plan, settings, note) if settings is not None else ()
+            peer = _warm(pipeline, calls, plan, settings, note) if settings is not None else ()
         memory = peak_megabytes()
     return Results(
         bundle=str(bundle.root),
         machine=describe_machine(),
         plan=plan,
-        device="cpu" if components.on_cpu else "cuda",
+        device="cpu" if pipeline.engines.on_cpu else "cuda",
         load=loaded - started,
         first_image=first,
         stages=stages,
         steps_per_second=1 / sum(stages[name].p50 for name in ("unet", "host") if name in stages),
         batches=tuple(batches),
         memory=memory,
-        gpu_memory=None if components.on_cpu else gpu.peak,
+        gpu_memory=None if pipeline.engines.on_cpu else gpu.peak,
         cold=tuple(ours),
         loads=loads,
         peer=(*_cold_rows(ours, theirs), *peer),
@@ -176,7 +176,7 @@ def _cold_rows(ours: list[Cost], theirs: list[Cost]) -> list[Compared]:
 
 def _warm(
     pipeline: Pipeline,
-    components: TimedComponents,
+    calls: Calls,
     plan: Plan,
     settings: dict[str, Any],
     note: Callable[[str], None],
@@ -189,7 +189,7 @@ def _warm(
         for number in range(plan.rounds + 1):
             request = varied(plan.request, number)
             time.sleep(SETTLE)
-            ours = time_picture(pipeline, components, request)
+            ours = time_picture(pipeline, calls, request)
             theirs = draw(request.prompts[0], request.seeds[0])
             if number == 0:
                 continue

@@ -77,7 +77,7 @@ def peer_settings(request: Request, checkpoint: str, manifest: Manifest, device:
         "guidance_scale": request.guidance_scale,
         "height": request.height,
         "width": request.width,
-        "scheduler": scheduler and {"class_name": scheduler.class_name, "overrides": scheduler.overrides},
+        "scheduler": scheduler and {"class_name": scheduler.reference_class(), "overrides": scheduler.overrides},
     }
 
 

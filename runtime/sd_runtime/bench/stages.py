@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..engines.loader import Components
+from ..engines.backend import Backend, Machine
+from ..engines.device import DeviceEngine
+from ..engines.engines import Engines
 from ..engines.protocol import Engine, Feed
+from ..engines.registry import open_backends
 from ..pipeline import Pipeline
 from ..tensor import Array, TensorSpec
 from .distribution import Distribution
 
 if TYPE_CHECKING:
     from ..bundle.bundle import Bundle
+    from ..bundle.manifest import EnginePrecision
     from ..request import Request
 
 STAGES = ("tokenize", "text", "unet", "host", "decode", "png", "picture")
@@ -63,37 +67,65 @@ class TimedEngine:
         self.engine.close()
 
 
-class TimedComponents(Components):
-    """A bundle's engines, each timed where the host calls it; those that the GPU calls cannot be."""
+@dataclass(frozen=True)
+class TimedBackend:
+    """A backend whose engines are timed where the host calls them; those that a device calls cannot be."""
 
-    def _load(self, name: str, form: str) -> Engine:
-        engine = super()._load(name, form)
-        return TimedEngine(engine) if self.on_cpu else engine
+    backend: Backend
+    engines: dict[str, TimedEngine]
 
-    def calls(self, name: str) -> list[float]:
-        """Seconds of the calls of a component since this was last asked; none where they are not timed."""
-        engine = self.engine(name)
-        if not isinstance(engine, TimedEngine):
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    def engine(self, component: str, form: str, fallback: Callable[[], Engine]) -> Engine | None:
+        engine = self.backend.engine(component, form, fallback)
+        if engine is None or isinstance(engine, DeviceEngine):
+            return engine
+        self.engines[component] = TimedEngine(engine)
+        return self.engines[component]
+
+    def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> Sequence[int]:
+        return self.backend.batch_sizes(most, rows, latent)
+
+    def precision(self, component: str) -> EnginePrecision | None:
+        return self.backend.precision(component)
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+class Calls:
+    """The seconds of a pipeline's calls of its networks, where they are timed."""
+
+    def __init__(self, engines: dict[str, TimedEngine]) -> None:
+        self._engines = engines
+
+    def take(self, name: str) -> list[float]:
+        """Those of a component since this was last asked; none where they are not timed."""
+        engine = self._engines.get(name)
+        if engine is None:
             return []
         seconds, engine.seconds = engine.seconds, []
         return seconds
 
 
-def open_timed(bundle: Bundle, device: str) -> tuple[Pipeline, TimedComponents]:
+def open_timed(bundle: Bundle, device: str, backends: Sequence[str | Backend] | None = None) -> tuple[Pipeline, Calls]:
     """A pipeline over timed engines, all loaded."""
-    components = TimedComponents.open(bundle, device)
-    assert isinstance(components, TimedComponents)
-    components.preload()
-    return Pipeline.assemble(bundle, components), components
+    machine, timed = Machine(device), dict[str, TimedEngine]()
+    opened = [TimedBackend(backend, timed) for backend in open_backends(bundle, machine, backends)]
+    engines = Engines(bundle, opened, machine)
+    engines.preload()
+    return Pipeline.assemble(bundle, engines), Calls(timed)
 
 
 def measure_stages(
-    pipeline: Pipeline, components: TimedComponents, request: Request, *, rounds: int, warmup: int
+    pipeline: Pipeline, calls: Calls, request: Request, *, rounds: int, warmup: int
 ) -> dict[str, Distribution]:
     """Draw `warmup` + `rounds` pictures one by one; what the warm-up takes does not count."""
     samples: Samples = defaultdict(list)
     for number in range(warmup + rounds):
-        one = time_picture(pipeline, components, varied(request, number))
+        one = time_picture(pipeline, calls, varied(request, number))
         if number >= warmup:
             for stage, seconds in one.items():
                 samples[stage] += seconds
@@ -107,12 +139,12 @@ def varied(request: Request, number: int = 0, images: int = 1) -> Request:
     return replace(request, prompts=(prompt,), seeds=tuple(range(first, first + images)), num_images_per_prompt=images)
 
 
-def time_picture(pipeline: Pipeline, components: TimedComponents, request: Request) -> Samples:
+def time_picture(pipeline: Pipeline, calls: Calls, request: Request) -> Samples:
     """Draw one picture and say how long its stages took."""
     from ..images.metadata import png_bytes
 
     for name in ("text_encoder", "unet"):
-        components.calls(name)
+        calls.take(name)
     started = time.perf_counter()
     generation = pipeline.start(request)
     encoded = time.perf_counter()
@@ -123,7 +155,7 @@ def time_picture(pipeline: Pipeline, components: TimedComponents, request: Reque
     png_bytes(images[0], result.parameters[0])
     finished = time.perf_counter()
 
-    text, unet = components.calls("text_encoder"), components.calls("unet")
+    text, unet = calls.take("text_encoder"), calls.take("unet")
     spans = [b - a for a, b in zip([encoded, *steps], steps, strict=False)]
     return {
         "tokenize": [encoded - started - sum(text)] if text else [],

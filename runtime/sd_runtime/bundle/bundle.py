@@ -151,7 +151,7 @@ def find_bundle(name: str | None) -> Path:
             return home / known[0]
         if not known:
             raise BundleError(f"no model has been exported to {home} yet", remedy=EXPORT_HINT)
-        raise BundleError("several models are exported", got=", ".join(known), remedy="choose one with --model")
+        raise BundleError("several models are exported", got=", ".join(known), remedy="name one of them as `bundle`")
     simple = name.rstrip("/").rsplit("/", 1)[-1]  # the hub's "owner/name" exports to "name"
     if simple in known:
         return home / simple

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from ..errors import BundleError
+from ..request import Defaults
 from ..tensor import TensorSpec
 from .schema import from_json, parse_json, to_json
 
@@ -23,9 +24,6 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CHUNK = 64 << 20  # bytes a digest covers, so that all cores can verify one large file
 
-ComponentName = Literal[
-    "text_encoder", "unet", "vae_decoder", "vae_encoder", "safety_checker", "taesd", "sampler_step", "pixels"
-]
 Precision = Literal["fp32", "fp16"]
 EnginePrecision = Literal["fp32", "fp16", "bf16"]  # a bfloat16 engine is built from float32 weights
 
@@ -127,7 +125,7 @@ class EngineRecord:
     activation_memory  bytes of device memory that a run takes beside the weights, at the largest shapes
     """
 
-    component: ComponentName
+    component: str
     form: str
     path: str
     precision: EnginePrecision
@@ -161,23 +159,6 @@ class Latent:
         _check_range("latent.scaling_factor", self.scaling_factor, 1e-3, 1e3)
         if self.preview is not None and len({len(row) for row in self.preview}) != 1:
             raise BundleError("latent.preview", got=self.preview, accepted="rows of one length")
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the checkpoint's authors recommend when the user does not say otherwise, in the ranges of `Request`.
-    BundleError otherwise."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        _check_range("defaults.num_inference_steps", self.num_inference_steps, 1, 1000)
-        _check_range("defaults.guidance_scale", self.guidance_scale, 0, 100)
-        _check_range("defaults.height", self.height, 1, 1 << 16)
-        _check_range("defaults.width", self.width, 1, 1 << 16)
 
 
 @dataclass(frozen=True)
@@ -241,6 +222,12 @@ class Manifest:
         manifest = from_json(cls, value, MANIFEST)
         for path in manifest.files:
             check_relative(path)
+        for engine in manifest.engines:
+            if engine.component not in manifest.components:
+                known = ", ".join(manifest.components)
+                raise BundleError(
+                    f"{MANIFEST}: component of the engine {engine.path}", got=engine.component, accepted=known
+                )
         for user, path in manifest._needed():
             if path not in manifest.files:
                 raise BundleError(f"{MANIFEST}: file of {user}", got=path, accepted="one that `files` lists")

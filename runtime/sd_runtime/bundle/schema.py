@@ -12,7 +12,7 @@ import math
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..errors import BundleError, one_line
+from ..errors import BundleError, UsageError, one_line
 
 T = TypeVar("T")
 
@@ -113,7 +113,11 @@ def _decode_dataclass(cls: Any, value: dict[str, Any], path: str) -> Any:
     if missing or unknown:
         problem = f"missing {', '.join(sorted(missing))}" if missing else f"unknown {', '.join(sorted(unknown))}"
         raise SchemaError(f"{path}: {one_line(problem)}", accepted=", ".join(f.name for f in fields))
-    return cls(**{k: _decode(hints[k], v, f"{path}.{k}") for k, v in value.items()})
+    decoded = {k: _decode(hints[k], v, f"{path}.{k}") for k, v in value.items()}
+    try:
+        return cls(**decoded)
+    except UsageError as error:  # of a class that a caller may make, too
+        raise SchemaError(f"{path}.{error.what}", got=error.got, accepted=error.accepted) from error
 
 
 def _need(kind: type, value: Any, path: str) -> Any:

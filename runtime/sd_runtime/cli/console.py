@@ -13,19 +13,21 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from ..errors import SDError, one_line
 from ..notices import muted
+from .flags import in_flags
 
 DEBUG_VARIABLE = "SD_DEBUG"
 INTERRUPTED, BROKEN_PIPE = 128 + 2, 128 + 13
 
 
-def run(program: str, command: Callable[[], None]) -> int:
-    """Run `command` and return the process's exit code; whatever it raises is reported on stderr under `program`."""
+def run(program: str, command: Callable[[], None], names: Mapping[str, str] | None = None) -> int:
+    """Run `command` and return the process's exit code; whatever it raises is reported on stderr under `program`, with
+    arguments called as its command line calls them: `names`, else the flags of their names."""
     _prepare_streams()
     try:
         command()
@@ -38,7 +40,7 @@ def run(program: str, command: Callable[[], None]) -> int:
         _discard(sys.stdout)
         return BROKEN_PIPE
     except SDError as error:
-        return _fail(program, one_line(str(error), limit=2000), error.exit_code)
+        return _fail(program, one_line(in_flags(error, names), limit=2000), error.exit_code)
     except MemoryError:
         return _fail(program, "out of memory", 1)
     except Exception as error:
@@ -56,6 +58,7 @@ def run_parsed(
     parser: Callable[[], argparse.ArgumentParser],
     command: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None,
+    names: Mapping[str, str] | None = None,
 ) -> int:
     """`run` for a command of what `parser` makes of `argv`; its flag --quiet mutes notices, too."""
 
@@ -64,7 +67,7 @@ def run_parsed(
         with muted(args.quiet):
             command(args)
 
-    return run(program, parsed)
+    return run(program, parsed, names)
 
 
 @contextmanager

@@ -11,20 +11,21 @@ import os
 import re
 import string
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from ..bundle.manifest import Defaults
 from ..errors import SDError, UsageError, one_line
 from ..images.convert import grid, open_picture
 from ..images.files import FileTakenError, check_destination, expand_pattern, write_file
 from ..images.metadata import Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
 from ..images.preview import strip
+from ..inputs import Inputs
 from ..provenance import SAFETY_CHECKER
-from ..request import Request
+from ..request import Defaults, Request
+from ..result import Result, Step
 from .settings import Settings
 
 PREVIEW = "preview of sd-run"  # what a preview's PNG says it is
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from ..generation import Generation
     from ..pipeline import Pipeline
-    from ..result import Result
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def make_jobs(lines: Sequence[tuple[str, Settings]], defaults: Defaults, pattern
             cells = None if settings.grid is None else settings.cells(settings.grid)
             if settings.image is not None:
                 open_picture(settings.image).close()
-        jobs.append(Job(where, request, settings.image, cells, settings.seed is not None))
+        jobs.append(Job(where, request, settings.image, cells, settings.options.get("seed") is not None))
     return jobs if pattern is None else _placed(jobs, pattern)
 
 
@@ -135,17 +135,20 @@ def error_at(where: str) -> Iterator[None]:
 def missing(pipeline: Pipeline, job: Job, saving: Saving) -> list[int]:
     """Which of a job's files are yet to be drawn.  UsageError: something else has a file's name."""
     left = []
+    inputs: Inputs | None = None  # read once, and only where there is a file to compare with
     for index, path in enumerate(job.paths or ()):
         if not os.path.lexists(path):
             check_free(path, saving)
             left.append(index)
-        elif _is_done(pipeline, job, index):
+            continue
+        inputs = inputs or pipeline.inputs(job.request, image=job.image)
+        if _is_done(pipeline.parameters(job.request, index, inputs), job, path):
             if saving.sidecar and not sidecar(path).exists():
                 write_sidecar(path, read_parameters(path), overwrite=False)
         elif saving.overwrite:
             left.append(index)
         else:
-            remedy = "choose another --output, or replace it with --overwrite"
+            remedy = "choose another `output`, or replace it with `overwrite`"
             raise FileTakenError(f"'{one_line(str(path))}' exists and is not the picture asked for", remedy=remedy)
     return left
 
@@ -162,16 +165,14 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _is_done(pipeline: Pipeline, job: Job, index: int) -> bool:
-    """Whether file `index` of a job says that it is what the job asks for."""
-    assert job.paths is not None
+def _is_done(wanted: Parameters, job: Job, path: Path) -> bool:
+    """Whether a file says that it is what the job asks for, which would say what is `wanted`."""
     try:
-        found = read_parameters(job.paths[index])
-        with open_picture(job.paths[index], formats=("PNG",)) as picture:
+        found = read_parameters(path)
+        with open_picture(path, formats=("PNG",)) as picture:
             picture.verify()  # every chunk's checksum, up to the last: what it says stands in front
     except (UsageError, OSError, SyntaxError):  # SyntaxError: Pillow's for PNG that is none
         return False
-    wanted = pipeline.parameters(job.request, index, pipeline.inputs(job.request, image=job.image))
     wanted = on_sheet(wanted, job.grid, job.request.num_images)
     asked = {key: value for key, value in found.extra.items() if key != SAFETY_CHECKER}
     return replace(found, version=None, seed=found.seed if job.seeded else None, extra=asked) == replace(
@@ -184,8 +185,8 @@ def on_sheet(parameters: Parameters, cells: tuple[int, int] | None, count: int) 
     if cells is None:
         return parameters
     rows, columns = cells
-    told = {"Grid": f"{rows}x{columns}"} | ({COUNT: str(count)} if count < rows * columns else {})
-    return replace(parameters, extra=parameters.extra | told)
+    sheet = {"Grid": f"{rows}x{columns}"} | ({COUNT: str(count)} if count < rows * columns else {})
+    return replace(parameters, extra=parameters.extra | sheet)
 
 
 def off_sheet(parameters: Parameters) -> tuple[Parameters, int | None]:
@@ -203,57 +204,61 @@ def off_sheet(parameters: Parameters) -> tuple[Parameters, int | None]:
 def draw(
     pipeline: Pipeline, job: Job, indices: Sequence[int] | None, saving: Saving
 ) -> Iterator[tuple[Result, list[Path]]]:
-    """Draw a job, or those of its files that `indices` names, batch by batch, and hand out each once it is saved."""
-    for part, images in _parts(pipeline, job, indices):
-        generation = pipeline.start(part, image=job.image)
-        watch(generation, saving)
-        result = generation.result()
-        if job.grid is not None:
-            pictures = [(grid(result.images, *job.grid), on_sheet(result.parameters[0], job.grid, len(result.images)))]
-        else:
-            pictures = list(zip(result.images, result.parameters, strict=True))
-        paths = [None if job.paths is None else job.paths[index] for index in images]
-        yield result, [save(*picture, path, saving) for picture, path in zip(pictures, paths, strict=True)]
+    """Draw a job, or those of its files that `indices` names, and hand out each batch once it is saved.
 
-
-def _parts(pipeline: Pipeline, job: Job, indices: Sequence[int] | None) -> Iterator[tuple[Request, Sequence[int]]]:
-    """The request in batches, so that what is done is saved early; a sheet needs all its pictures at once."""
-    request = job.request
-    wanted = range(1 if job.grid else request.num_images) if indices is None else indices
+    The prompt and the picture to change are encoded once; a sheet waits for all its pictures."""
+    wanted = range(1 if job.grid else job.request.num_images) if indices is None else indices
     if not wanted:
         return
     if job.grid is not None:
-        yield request, wanted
+        generation = pipeline.start(job.request, image=job.image)
+        for _ in watched(generation, generation, saving):
+            pass
+        result = generation.result()
+        sheet = grid(result.images, *job.grid), on_sheet(result.parameters[0], job.grid, len(result.images))
+        yield result, [save(*sheet, job.paths[wanted[0]] if job.paths else None, saving)]
         return
-    seeds = tuple(request.seeds[i] for i in wanted)
-    for batch in pipeline.batches(replace(request, num_images_per_prompt=len(wanted), seeds=seeds)):
-        part = replace(request, num_images_per_prompt=len(batch), seeds=seeds[batch.start : batch.stop])
-        yield part, [wanted[i] for i in batch]
+    seeds = tuple(job.request.seeds[i] for i in wanted)
+    request = replace(job.request, num_images_per_prompt=len(wanted), seeds=seeds)
+    generation = pipeline.start(request, image=job.image)
+    for item in watched(generation, generation.results(), saving):
+        if not isinstance(item, Step):
+            paths = [job.paths[wanted[i]] if job.paths else None for i in item.indices]
+            drawn = zip(item.images, item.parameters, paths, strict=True)
+            yield item, [save(picture, parameters, path, saving) for picture, parameters, path in drawn]
 
 
-def watch(generation: Generation, saving: Saving) -> None:
-    """Run the steps: under a progress bar on a terminal, with a strip of previews where one is wanted."""
-    steps: Iterator[object] = generation
-    if saving.preview is not None:
-        steps = _previewed(generation, saving.preview)
-    if not saving.quiet and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        steps = tqdm(steps, total=len(generation), unit="step", leave=False)
-    for _ in steps:
-        pass
+Item = TypeVar("Item", bound="Step | Result")
 
 
-def _previewed(generation: Generation, path: Path) -> Iterator[object]:
-    """The steps, each shown in `path` by a new column: a row a picture of the batch."""
+def watched(generation: Generation, items: Iterable[Item], saving: Saving) -> Iterator[Item]:
+    """The same items, while their steps move a progress bar on a terminal and fill a strip of previews, if one is
+    wanted: a column a step, a row a picture of the batch."""
     batch, rows = range(0), list[list["Image"]]()
-    for step in generation:
-        if step.images != batch:
-            batch, rows = step.images, [[] for _ in step.images]
-        for row, cell in zip(rows, step.previews, strict=True):
-            row.append(cell)
-        write_file(path, png_bytes(strip(rows, generation.evaluations), description=PREVIEW), overwrite=True)
-        yield step
+    with _progress(len(generation), saving) as advance:
+        for item in items:
+            if isinstance(item, Step):
+                advance()
+                if saving.preview is not None:
+                    if item.images != batch:
+                        batch, rows = item.images, [[] for _ in item.images]
+                    for row, cell in zip(rows, item.previews, strict=True):
+                        row.append(cell)
+                    picture = png_bytes(strip(rows, generation.evaluations), description=PREVIEW)
+                    write_file(saving.preview, picture, overwrite=True)
+            yield item
+
+
+@contextmanager
+def _progress(steps: int, saving: Saving) -> Iterator[Callable[[], object]]:
+    """What to call after each step."""
+    if saving.quiet or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=steps, unit="step", leave=False) as bar:
+        yield bar.update
 
 
 def is_preview(path: Path) -> bool:

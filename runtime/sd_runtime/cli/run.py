@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import __version__
+from .._version import __version__
 from ..errors import BundleError, SDError, UsageError, one_line
+from ..fields import FIELDS
 from ..images.files import check_destination, same_name
 from .arguments import ArgumentParser
 from .console import run_parsed, stdout_errors, tell
+from .flags import add_fields, given
 
 if TYPE_CHECKING:
-    from ..bundle.manifest import Defaults
     from ..images.metadata import Parameters
     from ..pipeline import Pipeline
+    from ..request import Defaults
     from ..result import Result, Timings
     from .jobs import Job, Saving
 
@@ -49,32 +51,20 @@ def build_parser() -> ArgumentParser:
 def _add_prompts(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("what to draw").add_argument
     add("prompt", nargs="?", help="what to draw")
-    add("--negative-prompt", metavar="TEXT", help="what to keep out of the picture")
+    add_fields(add, ("negative_prompt",))
     add("--image", metavar="FILE", help="a picture to change: PNG, JPEG or WEBP")
-    add("--strength", type=float, metavar="X", help="how much of it to change, 0 to 1 (default: 0.8)")
-    add("--resize", choices=("crop", "fit", "stretch"), help="how it is brought to size (default: crop)")
+    add_fields(add, ("strength", "resize"))
     add("--from-image", type=Path, metavar="FILE", help="repeat a PNG of sd-run or AUTOMATIC1111; flags change details")
     add("--prompts-file", type=Path, metavar="FILE", help="draw every line; started again, what is missing")
-    add("--no-weighting", dest="prompt_weighting", action="store_const", const=False,
-        help="take ( ) [ ] and BREAK in prompts literally")  # fmt: skip
-    add("--truncate", action="store_const", const=True, help="cut prompts at 77 tokens, as diffusers does")
+    add_fields(add, ("prompt_weighting", "truncate"))
     add("--embedding", action="append", default=[], metavar="WORD=FILE", help="a textual inversion, .safetensors")
 
 
 def _add_sampling(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("how").add_argument
     add("--model", metavar="NAME-OR-BUNDLE", help="an exported model's name or a bundle's folder")
-    add("--steps", dest="num_inference_steps", type=int, metavar="N", help="1 to 1000 (default: the model's)")
-    add("--guidance-scale", type=float, metavar="X", help="0 to 100, at most 1 is off (default: the model's)")
-    add("--guidance-rescale", type=float, metavar="X", help="0 to 1, against washed-out colours (default: 0)")
-    add("--seed", type=int, metavar="N", help="picture i uses seed + i (default: random)")
-    add("--rng", choices=("cpu", "cuda"), help="whose noise a seed stands for (default: cpu)")
-    add("--scheduler", metavar="NAME", help="a sampler from --list-schedulers (default: the model's)")
-    add("--eta", type=float, metavar="X", help="0 to 1, fresh noise in ddim and tcd steps (default: the sampler's)")
-    add("--width", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
-    add("--height", type=int, metavar="PIXELS", help="a multiple of 8 (default: the model's)")
-    add("--fast-decoder", action="store_const", const=True, help="draw with the tiny decoder that --taesd exported")
-    add("--num-images", dest="num_images_per_prompt", type=int, metavar="N", help="pictures a prompt (default: 1)")
+    shown_above = ("negative_prompt", "strength", "resize", "prompt_weighting", "truncate")
+    add_fields(add, [name for name in FIELDS if name not in shown_above])
 
 
 def _add_pictures(parser: ArgumentParser) -> None:
@@ -89,6 +79,8 @@ def _add_pictures(parser: ArgumentParser) -> None:
 def _add_program(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("this program").add_argument
     add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
+    backends = "what runs the networks, in order of preference (default: tensorrt, onnxruntime)"
+    add("--backend", metavar="A,B", help=backends)
     add("--no-safety-checker", dest="safety_checker", action="store_false", help="do not run the model's own")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--list-schedulers", action="store_true", help="show the samplers and their names, then exit")
@@ -127,13 +119,14 @@ def _draw(args: argparse.Namespace) -> None:
     from .jobs import Saving, draw, error_at, missing
 
     started = time.perf_counter()
-    told = None if args.from_image is None else _read_picture(args.from_image)
-    bundle = Bundle.open(find_bundle(args.model) if args.model or told is None else _model_of(told))
+    recorded = None if args.from_image is None else _read_picture(args.from_image)
+    bundle = Bundle.open(find_bundle(args.model) if args.model or recorded is None else _model_of(recorded))
     saving = Saving(args.overwrite, args.json, args.preview, args.quiet)
-    jobs = _jobs(args, told, bundle.manifest.defaults, saving)
+    jobs = _jobs(args, recorded, bundle.manifest.defaults, saving)
     timings: list[Timings] = []
-    unsaid: SDError | None = None
-    with Pipeline.load(bundle.root, device=args.device, safety_checker=args.safety_checker) as pipeline:
+    report_error: SDError | None = None
+    backends = None if args.backend is None else args.backend.split(",")
+    with Pipeline.load(bundle, device=args.device, safety_checker=args.safety_checker, backends=backends) as pipeline:
         for word in args.embedding:
             _load_embedding(pipeline, word)
         left: list[list[int] | None] = []
@@ -145,17 +138,17 @@ def _draw(args: argparse.Namespace) -> None:
         for job, indices in zip(jobs, left, strict=True):
             with error_at(job.where):
                 for result, paths in draw(pipeline, job, indices, saving):
-                    if told is not None and not timings and not args.quiet:
-                        _note_differences(args, told, result)
+                    if recorded is not None and not timings and not args.quiet:
+                        _note_differences(args, recorded, result)
                     timings.append(result.timings)
                     try:
                         _report(result, paths, quiet=args.quiet)
                     except SDError as error:  # the pictures are what counts: draw them all first
-                        unsaid = error
+                        report_error = error
     if not args.quiet:
         _print_timings(timings, loaded, time.perf_counter() - started)
-    if unsaid is not None:
-        raise unsaid
+    if report_error is not None:
+        raise report_error
 
 
 def _read_picture(path: Path) -> Parameters:
@@ -164,31 +157,32 @@ def _read_picture(path: Path) -> Parameters:
     return read_parameters(path)
 
 
-def _model_of(told: Parameters) -> Path:
+def _model_of(recorded: Parameters) -> Path:
     """The bundle that drew a picture; for other programs' pictures, the only one there is."""
     from ..bundle.bundle import find_bundle
     from ..provenance import is_ours
 
     try:
-        return find_bundle(told.model)
+        return find_bundle(recorded.model)
     except BundleError:
-        if is_ours(told):
+        if is_ours(recorded):
             raise
         return find_bundle(None)
 
 
-def _jobs(args: argparse.Namespace, told: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
+def _jobs(args: argparse.Namespace, recorded: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
     """What to draw and where to: every request and every file's name checked, but for what needs the engines."""
-    from ..provenance import recall
     from .jobs import check_free, check_resumable, default_pattern, make_jobs, off_sheet
+    from .recall import recall
     from .settings import Settings, read_prompts_file
 
-    settings = Settings.from_flags(args)
-    if told is not None:
-        single, count = off_sheet(told)
+    settings = Settings(args.prompt, args.image, args.grid, given(args))
+    if recorded is not None:
+        single, count = off_sheet(recorded)
         recalled, unknown = recall(single)
         if settings.grid is None:  # another sheet is filled
-            recalled = replace(recalled, num_images_per_prompt=count)
+            held = {} if count is None else {"num_images_per_prompt": count}
+            recalled = replace(recalled, options={**recalled.options, **held})
         settings = settings.over(recalled)
         if unknown and not args.quiet:
             _note(f"not understood in {args.from_image}: {one_line('; '.join(unknown), 400)}")
@@ -232,7 +226,7 @@ def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
     if quiet:
         return
     for prompt, lost in zip(result.request.prompts, result.truncated, strict=True):
-        if lost:
+        if lost and not result.indices.start:
             _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
     for path in _withheld(result, paths):
         _note(f"black, as the safety checker withheld it: {path}")
@@ -249,10 +243,10 @@ def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:
     return paths if any(withheld) else []
 
 
-def _note_differences(args: argparse.Namespace, told: Parameters, result: Result) -> None:
-    from ..provenance import differences
+def _note_differences(args: argparse.Namespace, recorded: Parameters, result: Result) -> None:
+    from .recall import differences
 
-    found = differences(told, result.parameters[0])
+    found = differences(recorded, result.parameters[0])
     if found:
         _note(f"not drawn as {args.from_image} was: {'; '.join(found)}")
 

@@ -5,79 +5,58 @@ Each of these says some of it.  `over` lays one on another; what remains unsaid 
 
 from __future__ import annotations
 
-import argparse
 import re
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle.manifest import Defaults
-from ..bundle.schema import from_json, parse_json
+from ..bundle.schema import parse_json
 from ..errors import BundleError, UsageError
-from ..images.convert import Resize
-from ..noise import RNG
-from ..request import DEFAULT_STRENGTH, Request, make_request
+from ..fields import FIELDS
+from ..request import DEFAULT_STRENGTH, Defaults, Request, make_request
 
 MAX_FILE = 64 << 20  # bytes of a prompts file
+OWN = ("prompt", "image", "grid")  # what a line may say beside a request's fields, each a text
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `make_request`, then those of a command line alone; None where nothing is said.
+    """None, or no entry in `options`, where nothing is said.
 
-    image  path of a picture to change
-    grid   "ROWSxCOLS": all pictures on one sheet
+    image    path of a picture to change
+    grid     "ROWSxCOLS": all pictures on one sheet
+    options  the fields of a request by name, see `fields.FIELDS`
     """
 
     prompt: str | None = None
-    negative_prompt: str | None = None
-    num_images_per_prompt: int | None = None
-    seed: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    eta: float | None = None
-    height: int | None = None
-    width: int | None = None
-    scheduler: str | None = None
-    rng: RNG | None = None
-    strength: float | None = None
-    resize: Resize | None = None
-    prompt_weighting: bool | None = None
-    truncate: bool | None = None
-    fast_decoder: bool | None = None
     image: str | None = None
     grid: str | None = None
-
-    @classmethod
-    def from_flags(cls, args: argparse.Namespace) -> Settings:
-        """The flags that bear these fields' names."""
-        return cls(**{f.name: getattr(args, f.name) for f in fields(cls)})
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def over(self, base: Settings) -> Settings:
         """These settings and, where they say nothing, those of `base`."""
-        return replace(base, **self._said())
+        own = {name: getattr(self, name) for name in OWN if getattr(self, name) is not None}
+        return replace(base, options={**base.options, **self.options}, **own)
 
     def request(self, defaults: Defaults) -> Request:
         """The request for a model with these defaults.  UsageError: no prompt, out of range, or contradictory."""
         if self.prompt is None:
-            raise UsageError("no prompt given", remedy='try: sd-run "a large red star on a blue background"')
-        said = self._said()
-        said.pop("grid", None)
-        if said.pop("image", None) is not None:
-            said.setdefault("strength", DEFAULT_STRENGTH)
-        elif "strength" in said or "resize" in said:
-            name = "strength" if "strength" in said else "resize"
-            remedy = "give the picture with --image"
-            raise UsageError(name, got=said[name], accepted="nothing without a picture to change", remedy=remedy)
+            raise UsageError("prompt", got="none", accepted="what to draw, in words")
+        options = dict(self.options)
+        if self.image is not None:
+            options.setdefault("strength", DEFAULT_STRENGTH)
+        for name in ("strength", "resize"):
+            if self.image is None and name in options:
+                accepted = "only with a picture to change"
+                raise UsageError(name, got=options[name], accepted=accepted, remedy="give the picture as `image`")
         if self.grid is not None:
             rows, columns = self.cells(self.grid)
-            if said.setdefault("num_images_per_prompt", rows * columns) > rows * columns:
-                got = said["num_images_per_prompt"]
-                raise UsageError(
-                    "number of images", got=got, accepted=f"at most {rows * columns} on a {self.grid} grid"
-                )
-        return make_request(defaults, **said)
+            if options.setdefault("num_images_per_prompt", rows * columns) > rows * columns:
+                got = options["num_images_per_prompt"]
+                accepted = f"at most {rows * columns} on a {self.grid} grid"
+                raise UsageError("num_images_per_prompt", got=got, accepted=accepted)
+        return make_request(defaults, self.prompt, **options)
 
     @staticmethod
     def cells(grid: str) -> tuple[int, int]:
@@ -87,16 +66,12 @@ class Settings:
             raise UsageError("grid", got=grid, accepted="ROWSxCOLS, such as 2x3, each from 1 to 99")
         return int(match[1]), int(match[2])
 
-    def _said(self) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
-
 
 def read_prompts_file(path: Path) -> list[tuple[str, Settings]]:
     """("prompts.txt line 3", its settings) for every line that is not blank.
 
-    A line is a prompt or, if it starts with {, a JSON object with fields of `Settings`.  UsageError names the line, and
-    the field, that cannot be."""
+    A line is a prompt or, if it starts with {, a JSON object with `prompt`, `image`, `grid` and fields of a request.
+    UsageError names the line, and the field, that cannot be."""
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
@@ -119,6 +94,17 @@ def _read_line(line: str, where: str) -> Settings:
     if not line.startswith("{"):
         return Settings(prompt=line)
     try:
-        return from_json(Settings, parse_json(line.encode(), where), where)
+        said = parse_json(line.encode(), where)
     except BundleError as error:  # the schema's own
         raise UsageError(error.what, got=error.got, accepted=error.accepted) from error
+    unknown = sorted(set(said) - {*OWN, *FIELDS})
+    if unknown:
+        raise UsageError(f"{where}: unknown {', '.join(unknown)}", accepted=", ".join((*OWN, *FIELDS)))
+    said = {name: value for name, value in said.items() if value is not None}
+    for name, value in said.items():
+        if name in OWN and not isinstance(value, str):
+            raise UsageError(f"{where}: {name}", got=value, accepted="text")
+        if name in FIELDS and not FIELDS[name].fits(value):
+            raise UsageError(f"{where}: {name}", got=value, accepted=FIELDS[name].accepted)
+    own = {name: said.pop(name) for name in OWN if name in said}
+    return Settings(**own, options=said)

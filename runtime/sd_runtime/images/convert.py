@@ -10,12 +10,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NumericalError, UsageError, one_line
+from ..fields import Resize, check
 from ..tensor import Array, all_finite
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 Float32: TypeAlias = NDArray[np.float32]
 Picture: TypeAlias = "Image | Array | str | os.PathLike[str]"
-Resize: TypeAlias = Literal["crop", "fit", "stretch"]
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS: Final = 1 << 26  # 64 megapixels, 192 MiB as RGB: what we are willing to decode or to scale up to
@@ -89,8 +89,7 @@ def from_pictures(
 
     UsageError: not such a file, too many pixels (judged by its header, before decoding), or wrong values.
     """
-    if resize not in ("crop", "fit", "stretch"):
-        raise UsageError("resize", got=resize, accepted="crop, fit, stretch")
+    check("resize", resize)
     if isinstance(pictures, np.ndarray):
         pictures = list(pictures) if pictures.ndim == 4 else [pictures]
     elif isinstance(pictures, str) or not isinstance(pictures, Sequence):

@@ -143,7 +143,7 @@ def _errors_about(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        remedy = "choose another name, or allow it to be replaced (--overwrite)"
+        remedy = "choose another name, or allow it to be replaced with `overwrite`"
         raise FileTakenError(f"'{one_line(str(path))}' exists", remedy=remedy) from error
     except OSError as error:
         kind = UsageError if error.errno in _USAGE else SDError

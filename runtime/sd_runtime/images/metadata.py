@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ..bundle.schema import from_json, parse_json, to_json
 from ..errors import BundleError, UsageError
+from ..fields import shortest
 from .files import FileTakenError, free_names, write_file
 
 if TYPE_CHECKING:
@@ -178,11 +179,6 @@ def _from_settings(prompt: str, negative_prompt: str, settings: dict[str, str]) 
         version=take("Version"),
         extra={(f"other {key}" if key in _OWN_KEYS else key): value for key, value in extra.items()},
     )
-
-
-def shortest(number: float) -> str:
-    """The shortest decimal that reads back as the same float, without a trailing .0."""
-    return repr(float(number)).removesuffix(".0")
 
 
 def _quote(value: str) -> str:

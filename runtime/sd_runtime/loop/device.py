@@ -25,11 +25,12 @@ import numpy as np
 
 from ..engines.device import DeviceEngine, DeviceTensor, Launch, Pending
 from ..engines.pool import Pool
-from ..errors import NumericalError
+from ..errors import EXPORT_IN_FP32, NumericalError
 from ..noise import NoiseSource
 from ..sampling import SamplingPlan
 from ..tensor import Array, all_finite
-from .host import Guidance, Step
+from .guidance import Guidance
+from .host import Evaluated
 
 IDLE_LOOPS = 4  # shapes whose memory and recordings are kept for the next request
 SHORTEST_TABLE = 64  # evaluations that the tables have room for, at least; beyond, powers of two
@@ -83,7 +84,7 @@ class DeviceDenoiser:
         encoder_hidden_states: Array,
         guidance: Guidance,
         noise: NoiseSource,
-    ) -> Generator[Step]:
+    ) -> Generator[Evaluated]:
         """Run every evaluation of `plan`, yielding after each.  When iteration stops, at most one more is run.
 
         latents: (B, C, h, w) float32, the UNet's first input; encoder_hidden_states: (R, T, D) float32.
@@ -130,8 +131,7 @@ class DeviceLoop:
             if shape.guidance is not None:
                 self._network["timestep_cond"] = tensor(unet, "timestep_cond", shape.rows, shape.guidance)
             self._tables = {
-                "noise_table": tensor(step, "noise_table", 1, *images),
-                "draw_index": tensor(step, "draw_index", table),  # stays zero: the one row is refilled in time
+                "noise": tensor(step, "noise", *images),
                 "coefficients": tensor(step, "coefficients", table, shape.state, shape.state + 2),
                 "timesteps": tensor(step, "timesteps", table + 1),
             }
@@ -164,7 +164,7 @@ class DeviceLoop:
         encoder_hidden_states: Array,
         guidance: Guidance,
         noise: NoiseSource,
-    ) -> Generator[Step]:
+    ) -> Generator[Evaluated]:
         """Queue evaluation after evaluation; the device always has the next one when it finishes one."""
         self._start(plan, latents, encoder_hidden_states, guidance)
         under_way: deque[Pending] = deque()
@@ -181,19 +181,19 @@ class DeviceLoop:
         sample.write(np.concatenate([latents] * (sample.shape[0] // len(latents))))
         self._network["timestep"].write(timesteps[:1])
         self._network["encoder_hidden_states"].write(encoder_hidden_states)
-        for name, told in guidance.inputs(len(encoder_hidden_states)).items():
-            self._network[name].write(told)
+        for name, embedded in guidance.inputs(len(encoder_hidden_states)).items():
+            self._network[name].write(embedded)
         self._states[0].write(plan.initial_state(latents).reshape(self._states[0].shape))
         self._indices[0].write(np.zeros(1, np.int32))
         for name, values in (("coefficients", plan.coefficients.astype(np.float32)), ("timesteps", timesteps)):
-            self._tables[name].write(filled_up(values, self._tables[name].shape[0]))
+            self._tables[name].write(padded_rows(values, self._tables[name].shape[0]))
         if "guidance_scale" in self._tables:
             self._tables["guidance_scale"].write(np.array([guidance.scale], np.float32))
 
     def _queue(self, index: int, drawn: Array | None, images: int) -> Pending:
         """Queue an evaluation, its noise before it, and a copy of the latents (B, C, h, w) after it."""
         if drawn is not None:
-            self._tables["noise_table"].write(drawn[None])
+            self._tables["noise"].write(drawn)
         self._evaluations[index % 2]()
         return self._network["sample"].read(images)
 
@@ -201,19 +201,19 @@ class DeviceLoop:
         self._resources.close()
 
 
-def finished(plan: SamplingPlan, index: int, pending: Pending) -> Step:
+def finished(plan: SamplingPlan, index: int, pending: Pending) -> Evaluated:
     """Wait for an evaluation.  NumericalError: it left NaN or infinity."""
     latents = pending.wait().copy()
     if not all_finite(latents):
         raise NumericalError(
             f"latents after step {index + 1} of {len(plan)} (timestep {plan.timesteps[index]:g})",
             got="NaN or infinity",
-            remedy="lower guidance_scale, or export the bundle with --precision fp32",
+            remedy=f"lower `guidance_scale`, or {EXPORT_IN_FP32}",
         )
-    return Step(index, len(plan), float(plan.timesteps[index]), latents)
+    return Evaluated(index, len(plan), float(plan.timesteps[index]), latents)
 
 
-def filled_up(values: Array, length: int) -> Array:
+def padded_rows(values: Array, length: int) -> Array:
     """`values` with zeros after them, `length` rows in all."""
     out = np.zeros((length, *values.shape[1:]), values.dtype)
     out[: len(values)] = values

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PREPROCESSOR = "feature_extractor/preprocessor_config.json"
 BICUBIC = 3  # Pillow's number
 MEAN, DEVIATION = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # of CLIP's training
-CARE = np.float32(0.01)  # added to every later score of a picture that calls for care
+STRICTER = np.float32(0.01)  # added to the later scores of a picture that meets a special concept
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def adjusted(special: Array, concept: Array) -> Array:
     adjustment = np.float32(0)
     for score in special:
         if np.round(score + adjustment, 3) > 0:
-            adjustment = CARE
+            adjustment = STRICTER
     scores: Array = np.round(concept + adjustment, 3)
     return scores
 

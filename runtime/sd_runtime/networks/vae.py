@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engines.protocol import Engine
-from ..errors import NumericalError
+from ..errors import EXPORT_IN_FP32, NumericalError
 from ..tensor import Array, all_finite
-
-REMEDY = "export the bundle with --precision fp32"
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,9 @@ def encode(vae_encoder: Engine, samples: Array, scaling_factor: float) -> Poster
     rows = [vae_encoder.run({"sample": one[None]})["latent_parameters"] for one in samples]  # each (1, 2C, h, w)
     for index, row in enumerate(rows):
         if not all_finite(row):
-            raise NumericalError(f"VAE encoder output of picture {index + 1}", got="NaN or infinity", remedy=REMEDY)
+            raise NumericalError(
+                f"VAE encoder output of picture {index + 1}", got="NaN or infinity", remedy=EXPORT_IN_FP32
+            )
     mean, log_variance = np.split(np.concatenate(rows), 2, axis=1)
     deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20))  # diffusers' limits
     scale = np.float32(scaling_factor)
@@ -64,7 +64,9 @@ class Decoded:
     def __post_init__(self) -> None:
         for index, sample in enumerate(self.samples):
             if not all_finite(sample):
-                raise NumericalError(f"VAE decoder output of picture {index + 1}", got="NaN or infinity", remedy=REMEDY)
+                raise NumericalError(
+                    f"VAE decoder output of picture {index + 1}", got="NaN or infinity", remedy=EXPORT_IN_FP32
+                )
 
     def blacked_out(self, pictures: Sequence[bool]) -> Decoded:
         """The same with those pictures black for which it is said."""

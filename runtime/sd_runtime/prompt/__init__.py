@@ -4,12 +4,13 @@ vocabulary         the files of a tokenizer folder
 tokenizer          text → token ids, CLIP's byte-pair encoding
 weights            (word:1.3), [word], BREAK: AUTOMATIC1111's syntax
 chunks             77 tokens at a time
+token_embeddings   words beside the checkpoint's own
 encode             chunks → encoder_hidden_states
 """
 
-from ..adapters.textual_inversion import TokenEmbeddings, load_textual_inversion
 from .chunks import Chunk, TokenizedPrompt
 from .encode import PromptEmbeddings, encode_prompts
+from .token_embeddings import TokenEmbeddings
 from .tokenizer import Tokenizer
 
 __all__ = [
@@ -19,5 +20,4 @@ __all__ = [
     "TokenizedPrompt",
     "Tokenizer",
     "encode_prompts",
-    "load_textual_inversion",
 ]

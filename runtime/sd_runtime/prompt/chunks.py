@@ -68,7 +68,7 @@ def tokenize_prompt(
             "prompt",
             got=f"{sum(map(len, filled))} tokens in {len(filled)} chunks",
             accepted=f"at most {MAX_CHUNKS} chunks of {ROOM} tokens",
-            remedy=f"shorten {beginning!r} or let it be truncated (--truncate)",
+            remedy=f"shorten {beginning!r} or let it be cut off with `truncate`",
         )
     return TokenizedPrompt(tuple(_chunk(tokenizer, rows) for rows in filled))
 

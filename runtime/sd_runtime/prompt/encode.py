@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..adapters.textual_inversion import TokenEmbeddings
 from ..engines.protocol import Engine
-from ..errors import NumericalError, UsageError
-from ..tensor import Array, Dim, all_finite
+from ..errors import EXPORT_IN_FP32, NumericalError, UsageError
+from ..fields import check_text
+from ..networks.text_encoder import last_hidden_state
+from ..tensor import Array, all_finite
 from .chunks import LENGTH, NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
-from .tokenizer import Tokenizer, check_text
+from .token_embeddings import TokenEmbeddings
+from .tokenizer import Tokenizer
 from .weights import parse_weights
 
 MAX_CHARACTERS = 100_000  # far beyond what MAX_CHUNKS admits; bounds the time that a refusal takes
@@ -97,9 +99,9 @@ def encode_chunks(text_encoder: Engine, chunks: Sequence[Chunk], embeddings: Tok
     """(len(chunks), 77, D) float32: the text encoder's last hidden states, weighted.  It sees no row of ids twice."""
     index = {ids: row for row, ids in enumerate(dict.fromkeys(chunk.ids for chunk in chunks))}
     ids = np.array(list(index), np.int64)  # (n, 77)
-    hidden = _last_hidden_state(text_encoder, ids if embeddings is None else embeddings.look_up(ids))
+    hidden = last_hidden_state(text_encoder, ids if embeddings is None else embeddings.look_up(ids))
     if not all_finite(hidden):
-        raise NumericalError("text encoder", got="NaN or infinity", remedy="export the bundle with --precision fp32")
+        raise NumericalError("text encoder", got="NaN or infinity", remedy=EXPORT_IN_FP32)
     rows = [hidden[index[chunk.ids]] for chunk in chunks]
     return np.stack(
         [weigh(row, chunk.weights) if chunk.weighted else row for row, chunk in zip(rows, chunks, strict=True)]
@@ -117,13 +119,3 @@ def weigh(hidden: Array, weights: Sequence[float]) -> Array:
     if not all_finite(restored):
         raise NumericalError("prompt weights cancel each other out", remedy="use weights closer to 1")
     return restored
-
-
-def _last_hidden_state(text_encoder: Engine, rows: Array) -> Array:
-    """Run the text encoder on its one input, as many rows at a time as it takes."""
-    (spec,) = text_encoder.inputs
-    batch = spec.shape[0].max if isinstance(spec.shape[0], Dim) else spec.shape[0]
-    parts = [
-        text_encoder.run({spec.name: rows[i : i + batch]})["last_hidden_state"] for i in range(0, len(rows), batch)
-    ]
-    return np.concatenate(parts)

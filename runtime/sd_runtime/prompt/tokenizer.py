@@ -23,7 +23,8 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
-from ..errors import BundleError, UsageError
+from ..errors import BundleError
+from ..fields import check_text
 from .normalization import BLANKS, normalize
 from .vocabulary import Vocabulary, read_folder, read_vocabulary
 
@@ -121,17 +122,6 @@ def merge(word: list[str], merges: Sequence[str], ranks: Mapping[str, int]) -> l
             if at[before] != joined and (new := ranks.get(f"{at[before]} {joined}")) is not None:
                 note(new, before)  # two of `joined` side by side are noted from the left one
     return [symbol for symbol in at if symbol]
-
-
-def check_text(text: object, what: str = "prompt") -> None:
-    """UsageError unless `text` is a str of Unicode characters: lone surrogates have no UTF-8 form."""
-    if not isinstance(text, str):
-        raise UsageError(what, got=type(text).__name__, accepted="text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        got = f"U+{ord(text[error.start]):04X} at character {error.start}"
-        raise UsageError(what, got=got, accepted="Unicode text without lone surrogates") from None
 
 
 class AddedTokens:

@@ -1,12 +1,15 @@
 """Samplers: the names people use, the configuration files they come in, and the plans they compile to.
 
+    registry, entry          every sampler as one entry: its step, path, options and names
     names, options, config   what was asked for: "dpmpp_2m_karras", scheduler_config.json
     schedule, path           which noise levels are visited
-    samplers, dpm_solver     how a step is made: read these to learn how diffusion sampling works
+    samplers, dpm_solver,    how a step is made: read these to learn how diffusion sampling works
+    er_sde
     plan, make               any of them as one table of numbers
 
-The results are those of diffusers' schedulers, quirks included, to float32 rounding: test_schedulers_parity compares
-them and lists every exception with its reason.  Where a user can notice one:
+Of the samplers that diffusers has, the results are those of its schedulers, quirks included, to float32 rounding:
+test_schedulers_parity compares them and lists every exception with its reason.  The others are held against their
+papers in test_samplers_without_reference.  Where a user can notice an exception:
 
     image to image with LMS     starts at order 1; diffusers weighs slopes that it does not have
     trailing at 62 step counts  has no timestep −1 at the end

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import BundleError, SDError, UsageError, one_line
-from .names import SCHEDULERS, SchedulerChoice
-from .options import ACCEPTED, CHOICES, FIXED, HONOURED, REMEDIES, REQUIRED, SOLVERS
+from .names import SchedulerChoice
+from .options import ACCEPTED, CHOICES, REMEDIES, REQUIRED
+from .registry import BY_CLASS, SAMPLERS
 
 TYPES = {  # as the fields below are declared → as an error message says it
     "int": "a whole number",
@@ -35,6 +36,7 @@ TYPES = {  # as the fields below are declared → as an error message says it
 class SchedulerConfig:
     """A sampler and its settings, in diffusers' names; a setting that `class_name` does not have keeps the value below.
 
+    class_name           diffusers' class; of a sampler that diffusers lacks, our own name (`Sampler.class_name`)
     num_train_timesteps  T, how many noise levels the network was trained on
     beta_*               the training noise schedule (see `schedule.training_betas`)
     prediction_type      what the network's output means: epsilon, v_prediction or sample
@@ -79,19 +81,21 @@ class SchedulerConfig:
     def from_dict(cls, raw: Mapping[str, Any]) -> SchedulerConfig:
         """The content of a `scheduler_config.json`; BundleError names what is unknown or not supported."""
         class_name = raw.get("_class_name") if isinstance(raw, Mapping) else raw
-        if not isinstance(class_name, str) or class_name not in HONOURED:
+        sampler = BY_CLASS.get(class_name) if isinstance(class_name, str) else None
+        if sampler is None or sampler.diffusers_class is None:
             raise BundleError(
                 "scheduler_config.json: _class_name",
                 got=class_name,
-                accepted=", ".join(HONOURED),
+                accepted=", ".join(other.diffusers_class for other in SAMPLERS if other.diffusers_class),
                 remedy="choose a sampler by name: sd-run --list-schedulers shows them",
             )
         corrected = {**raw, "steps_offset": 1} if "steps_offset" in raw else raw
-        config = _read(class_name, corrected, BundleError)
-        return replace(config, steps_offset=1) if "steps_offset" in HONOURED[class_name] else config
+        config = _read(sampler.diffusers_class, corrected, BundleError)
+        return replace(config, steps_offset=1) if "steps_offset" in sampler.honoured else config
 
     def switched(self, choice: SchedulerChoice) -> SchedulerConfig:
-        """The same training schedule with another sampler, as diffusers' `Other.from_config(config, **overrides)`.
+        """The same training schedule with another sampler, as diffusers' `Other.from_config(config, **overrides)`; one
+        that diffusers lacks reads its options in the same way.
 
         UsageError if a value in the file cannot be had with that sampler."""
         return _read(choice.class_name, {**json.loads(self.original), **choice.overrides}, UsageError)
@@ -99,25 +103,25 @@ class SchedulerConfig:
     @property
     def label(self) -> str:
         """The name that AUTOMATIC1111 writes into metadata, such as "DPM++ 2M Karras"."""
-        rows = [row for row in SCHEDULERS if row.class_name == self.class_name]
-        settled = [row for row in rows if all(getattr(self, k, v) == v for k, v in row.overrides.items())]
+        presets = BY_CLASS[self.class_name].presets
+        settled = [preset for preset in presets if all(getattr(self, k, v) == v for k, v in preset.overrides.items())]
         warp = "Karras" if self.use_karras_sigmas else "Exponential" if self.use_exponential_sigmas else ""
-        return f"{(settled or rows)[0].label} {warp}".rstrip()
+        return f"{(*settled, *presets)[0].label} {warp}".rstrip()
 
 
 def _read(class_name: str, raw: Mapping[str, Any], error: type[SDError]) -> SchedulerConfig:
+    sampler = BY_CLASS[class_name]
     noted = raw.get("_use_default_values")  # diffusers' own note of which keys were not set
     defaulted = noted if isinstance(noted, list) else []
     given = {key: value for key, value in raw.items() if key not in defaulted}
-    for key in FIXED[class_name]:
+    for key in sampler.fixed:
         if key in given or key in REQUIRED:
             _check_choice(class_name, key, given.get(key), ACCEPTED[key], error)
-    values = {key: given.get(key, default) for key, default in HONOURED[class_name].items()}
-    solvers = SOLVERS.get(class_name, {})
+    values = {key: given.get(key, default) for key, default in sampler.honoured.items()}
     for key in values:
-        if key in CHOICES or key in solvers:
-            _check_choice(class_name, key, values[key], CHOICES.get(key) or tuple(solvers[key]), error)
-    values.update({key: meaning[values[key]] for key, meaning in solvers.items()})
+        if key in CHOICES or key in sampler.spellings:
+            _check_choice(class_name, key, values[key], CHOICES.get(key) or tuple(sampler.spellings[key]), error)
+    values.update({key: meaning[values[key]] for key, meaning in sampler.spellings.items()})
     values = {key: _typed(class_name, key, value, error) for key, value in values.items()}
     _check_together(class_name, values, error)
     return SchedulerConfig(class_name, original=json.dumps(dict(raw), sort_keys=True), **values)
@@ -165,6 +169,6 @@ def _check_together(class_name: str, values: Mapping[str, Any], error: type[SDEr
         raise error(
             f"{class_name}: solver_order", got="3 with sde-dpmsolver++", accepted="1, 2", remedy=REMEDIES["sde"]
         )
-    unipc_to_zero = class_name == "UniPCMultistepScheduler" and values["final_sigmas_type"] == "zero"
+    unipc_to_zero = values.get("solver_type") in ("bh1", "bh2") and values["final_sigmas_type"] == "zero"
     if unipc_to_zero and values["solver_order"] > 1 and not values["lower_order_final"]:
         raise error(f"{class_name}: lower_order_final", got="false with final_sigmas_type zero", accepted="true")

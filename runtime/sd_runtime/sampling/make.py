@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import Any
+from importlib import import_module
 
 import numpy as np
 
 from ..errors import BundleError, UsageError
 from .config import SchedulerConfig
-from .dpm_solver import dpmpp_multistep, dpmpp_singlestep, unipc
 from .path import (
     SamplingPath,
     Spacing,
@@ -23,17 +22,9 @@ from .path import (
     pndm_path,
 )
 from .plan import SamplingPlan, compile_plan
-from .samplers import Step, deis, dpm2, dpm_sde, euler, heun, lcm, lms, plms, tcd
+from .registry import BY_CLASS, SAMPLERS
+from .samplers import StepFunction
 from .schedule import NoiseSchedule
-
-DPM_FAMILY = (
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-)
-DISTILLED = ("LCMScheduler", "TCDScheduler")
-DEFAULT_ETA = {"DDIMScheduler": 0.0, "TCDScheduler": 0.3}
 
 
 @lru_cache(maxsize=64)
@@ -64,11 +55,11 @@ def make_sampler(
     strength: float = 1.0,
     eta: float | None = None,
     keep_steps: bool = False,
-) -> tuple[Step, SamplingPath]:
+) -> tuple[StepFunction, SamplingPath]:
     """The step function and the path that `make_plan` compiles."""
     check_steps(config, num_inference_steps)
     check_strength(strength)
-    if keep_steps and config.class_name in DISTILLED:
+    if keep_steps and BY_CLASS[config.class_name].path == "distilled":
         skip, share = 0, strength
     else:
         skip, share = num_inference_steps - steps_at_strength(num_inference_steps, strength), 1.0
@@ -88,77 +79,55 @@ def make_sampler(
     return make_step(config, eta), path
 
 
-def make_step(config: SchedulerConfig, eta: float | None = None) -> Step:
+def make_step(config: SchedulerConfig, eta: float | None = None) -> StepFunction:
     """The step function of a configuration, its settings bound."""
-    if eta is not None and config.class_name not in DEFAULT_ETA:
-        raise UsageError("eta", got=eta, accepted="nothing: only ddim and tcd have an eta", remedy="leave it out")
-    eta = DEFAULT_ETA.get(config.class_name, 1.0) if eta is None else eta
-    if not 0 <= eta <= 1:
-        raise UsageError("eta", got=eta, accepted="0 to 1")
-    order: dict[str, Any] = {"order": config.solver_order, "lower_order_final": config.lower_order_final}
-    steps: dict[str, Step] = {
-        "DDIMScheduler": partial(euler, eta=eta),
-        "DDPMScheduler": partial(euler, eta=1.0),
-        "PNDMScheduler": plms,
-        "EulerDiscreteScheduler": euler,
-        "EulerAncestralDiscreteScheduler": partial(euler, eta=1.0),
-        "LMSDiscreteScheduler": lms,
-        "HeunDiscreteScheduler": heun,
-        "KDPM2DiscreteScheduler": dpm2,
-        "KDPM2AncestralDiscreteScheduler": partial(dpm2, eta=1.0),
-        "DPMSolverSDEScheduler": dpm_sde,
-        "DPMSolverMultistepScheduler": partial(
-            dpmpp_multistep,
-            solver_type=config.solver_type,
-            sde=config.algorithm_type == "sde-dpmsolver++",
-            euler_at_final=config.euler_at_final,
-            **order,
-        ),
-        "DPMSolverSinglestepScheduler": partial(dpmpp_singlestep, solver_type=config.solver_type, **order),
-        "UniPCMultistepScheduler": partial(unipc, solver_type=config.solver_type, **order),
-        "DEISMultistepScheduler": partial(deis, **order),
-        "LCMScheduler": partial(lcm, timestep_scaling=config.timestep_scaling),
-        "TCDScheduler": partial(tcd, eta=eta),
-    }
-    return steps[config.class_name]
+    sampler = BY_CLASS[config.class_name]
+    keywords = dict(sampler.keywords(config))
+    if sampler.default_eta is not None:
+        keywords["eta"] = sampler.default_eta if eta is None else eta
+        if not 0 <= keywords["eta"] <= 1:
+            raise UsageError("eta", got=eta, accepted="0 to 1")
+    elif eta is not None:
+        named = " and ".join(other.presets[0].aliases[0] for other in SAMPLERS if other.default_eta is not None)
+        raise UsageError("eta", got=eta, accepted=f"nothing: only {named} have an eta", remedy="leave it out")
+    module, function = sampler.step.split(".")
+    step: StepFunction = getattr(import_module(f".{module}", __package__), function)
+    return partial(step, **keywords)
 
 
 def make_path(
     config: SchedulerConfig, schedule: NoiseSchedule, count: int, skip: int = 0, share: float = 1.0
 ) -> SamplingPath:
     """The path of a configuration, without its first `skip` steps; of LCM and TCD within the last `share` of it."""
-    name, spacing, offset = config.class_name, config.timestep_spacing, config.steps_offset
-    lowest = float(schedule.sigmas[0])
-    table_end = 0.0 if config.set_alpha_to_one else lowest
-    final = lowest if config.final_sigmas_type == "sigma_min" else 0.0
+    sampler, spacing, offset = BY_CLASS[config.class_name], config.timestep_spacing, config.steps_offset
+    at_sigma_min = config.final_sigmas_type == "sigma_min" or not config.set_alpha_to_one or sampler.ends_at_sigma_min
+    final = float(schedule.sigmas[0]) if at_sigma_min else 0.0
     warp: Spacing | None = None
     if config.use_karras_sigmas or config.use_exponential_sigmas:
         warp = karras_sigmas if config.use_karras_sigmas else exponential_sigmas
-    if name == "PNDMScheduler":
-        return pndm_path(schedule, count, spacing, offset, final_sigma=table_end, skip=skip)
-    if name == "DDIMScheduler":
-        path = ddim_path(schedule, count, spacing, offset, final_sigma=table_end)
-    elif name == "DDPMScheduler":
+    if sampler.path == "pndm":
+        return pndm_path(schedule, count, spacing, offset, final_sigma=final, skip=skip)
+    if sampler.path == "ddim":
+        path = ddim_path(schedule, count, spacing, offset, final_sigma=final)
+    elif sampler.path == "ddpm":
         path = ddpm_path(schedule, count, spacing, offset)
-    elif name in DISTILLED:
-        final = lowest if name == "TCDScheduler" else 0.0
+    elif sampler.path == "distilled":
         path = distilled_path(schedule, count, config.original_inference_steps, final_sigma=final, share=share)
-    elif name in DPM_FAMILY:
-        final = lowest if name == "DEISMultistepScheduler" else final
+    elif sampler.path == "dpm":
         rounded = not config.use_exponential_sigmas
         path = dpm_path(schedule, count, spacing, offset, warp=warp, round_timesteps=rounded, final_sigma=final)
     else:
-        rounded = config.use_karras_sigmas and name.startswith("KDPM2")
+        rounded = config.use_karras_sigmas and sampler.rounds_karras_timesteps
         path = euler_path(schedule, count, spacing, offset, warp=warp, round_timesteps=rounded, final_sigma=final)
     return path.tail(skip)
 
 
 def check_steps(config: SchedulerConfig, count: int) -> None:
     """UsageError unless the sampler has a path of `count` steps."""
-    most = config.num_train_timesteps
-    if config.class_name in DISTILLED:
+    path, most = BY_CLASS[config.class_name].path, config.num_train_timesteps
+    if path == "distilled":
         most = config.original_inference_steps
-    elif config.class_name in DPM_FAMILY:
+    elif path == "dpm":
         most -= 1  # n + 1 different timesteps
     if not 1 <= count <= most:
         raise UsageError(f"num_inference_steps for {config.label}", got=count, accepted=f"1 to {most}")

@@ -10,17 +10,14 @@ This is all that a runtime, on the host or on a GPU, has to know about samplers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError
 from ..tensor import Array
 from .path import SamplingPath
-from .samplers import History, Model, Step
+from .samplers import Model, StepFunction
 
 Terms = tuple[tuple[int, np.float32], ...]  # a row of a matrix: (column, coefficient) where it is not zero
 
@@ -81,52 +78,6 @@ class SamplingPlan:
             for matrix in self.coefficients
         ]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` gives back the same numbers to the last bit."""
-        return {
-            "timesteps": self.timesteps.tolist(),
-            "coefficients": self.coefficients.tolist(),
-            "draws": self.draws.tolist(),
-            "steps": self.steps.tolist(),
-            "init_noise_scale": self.init_noise_scale,
-            "start_signal": self.start_signal,
-            "start_noise": self.start_noise,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> SamplingPlan:
-        """BundleError if `value` is not what `to_json` writes."""
-        try:
-            timesteps = np.array(value["timesteps"], np.float64)
-            coefficients = np.array(value["coefficients"], np.float64)
-            draws, steps = np.array(value["draws"], bool), np.array(value["steps"], np.int64)
-            scales = [float(value[name]) for name in ("init_noise_scale", "start_signal", "start_noise")]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BundleError("sampling plan", got=str(error), accepted="what SamplingPlan.to_json writes") from error
-        count, size = len(timesteps), coefficients.shape[1] if coefficients.ndim == 3 else 0
-        if not (coefficients.shape == (count, size, size + 2) and draws.shape == steps.shape == (count,) and size):
-            raise BundleError("sampling plan", got=coefficients.shape, accepted="coefficients of shape (E, S, S + 2)")
-        return cls(timesteps, coefficients, draws, steps, *scales)
-
-
-def sample_directly(
-    step: Step,
-    path: SamplingPath,
-    prediction_type: str,
-    latents: Array,
-    network: Callable[[Array, float], Array],
-    noise: Callable[[], Array],
-) -> Array:
-    """The sampler without a plan, as its paper has it: from the network's first input to the finished latents.
-
-    Between steps the latents are handed over as the network sees them, z = x / √(1 + σ²)."""
-    history: History = ()
-    for i in range(len(path)):
-        x = latents * np.sqrt(1 + path.sigmas[i] ** 2)
-        x, history = step(path, i, x, history, Model(network, prediction_type), noise)
-        latents = x * scale_after(path, i)
-    return latents
-
 
 def scale_after(path: SamplingPath, i: int) -> float:
     """What turns x, at the end of step i, into latents."""
@@ -134,7 +85,7 @@ def scale_after(path: SamplingPath, i: int) -> float:
 
 
 @dataclass
-class Evaluation:
+class TracedEvaluation:
     """One call of the network while a step is traced; arrays are combinations of the one-hot vectors.
 
     fed, timestep: what the network was given; output, noise: the one-hot vectors of its output and of fresh noise."""
@@ -151,21 +102,21 @@ class StepTrace:
     """One step run on one-hot vectors: those of its input and of the history it found, then two per evaluation."""
 
     held: int
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[TracedEvaluation] = field(default_factory=list)
     left: tuple[Array, ...] = ()  # the next input and the history that the step leaves
 
 
 WIDTH = 24  # one-hot vectors kept ready: more than any step needs
 
 
-def trace_step(step: Step, path: SamplingPath, i: int, prediction_type: str, held: int) -> StepTrace:
+def trace_step(step: StepFunction, path: SamplingPath, i: int, prediction_type: str, held: int) -> StepTrace:
     """Run step i once, finding `held` arrays of history."""
     basis = iter(np.eye(WIDTH))
     latents, history = next(basis), tuple(next(basis) for _ in range(held))
     trace = StepTrace(held)
 
     def network(fed: Array, timestep: float) -> Array:
-        trace.evaluations.append(Evaluation(fed, float(timestep), next(basis), next(basis)))
+        trace.evaluations.append(TracedEvaluation(fed, float(timestep), next(basis), next(basis)))
         return trace.evaluations[-1].output
 
     def noise() -> Array:
@@ -182,7 +133,7 @@ def trace_step(step: Step, path: SamplingPath, i: int, prediction_type: str, hel
     return trace
 
 
-def compile_plan(step: Step, path: SamplingPath, prediction_type: str) -> SamplingPlan:
+def compile_plan(step: StepFunction, path: SamplingPath, prediction_type: str) -> SamplingPlan:
     """Trace every step and lay the traces out as one matrix for each evaluation."""
     traces: list[StepTrace] = []
     for i in range(len(path)):

@@ -69,7 +69,7 @@ class Model:
         return x - sigma * output, output
 
 
-Step = Callable[[SamplingPath, int, Array, History, Model, Noise], tuple[Array, History]]
+StepFunction = Callable[[SamplingPath, int, Array, History, Model, Noise], tuple[Array, History]]
 
 
 def ancestral(sigma: float, target: float, eta: float = 1.0) -> tuple[float, float]:
@@ -228,6 +228,22 @@ def dpm_sde(
     whole = np.sqrt(share) * early + np.sqrt(1 - share) * noise()
     sigma_down, sigma_up = ancestral(sigma, target)
     return toward(x0, x, sigma_down / sigma) + sigma_up * whole, history
+
+
+def dpmpp_2s_ancestral(
+    path: SamplingPath, i: int, x: Array, history: History, model: Model, noise: Noise
+) -> tuple[Array, History]:
+    """DPM-Solver++(2S) down to σ_down, then fresh noise: k-diffusion's sample_dpmpp_2s_ancestral with eta = 1.
+
+    arXiv 2211.01095, algorithm 1 with r = 1/2: the picture predicted at the middle in λ stands for the whole step.
+    With eta = 1, σ_down = target² / σ: the middle is the target, and the network is told the next step's timestep."""
+    sigma, target = path.sigmas[i], path.sigmas_next[i]
+    x0, _ = model(x, sigma, path.timesteps[i])
+    if target == 0:
+        return x0, history
+    sigma_down, sigma_up = ancestral(sigma, target)
+    x0, _ = model(toward(x0, x, target / sigma), target, path.timesteps[i + 1])
+    return toward(x0, x, sigma_down / sigma) + sigma_up * noise(), history
 
 
 def toward(x0: Array, x: Array, share: float) -> Array:

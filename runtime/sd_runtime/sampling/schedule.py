@@ -21,17 +21,13 @@ import numpy as np
 from ..errors import UsageError
 from ..tensor import Array
 from .config import SchedulerConfig
+from .registry import BY_CLASS
 
-# ᾱ at the end of a zero-terminal-SNR schedule, where it would be 0 and σ infinite.  The classes in LIFTED set it to
-# 2^-24 themselves; for the others σ = 1e10 stands in for infinity: what is left of the signal is below any rounding.
+# ᾱ at the end of a zero-terminal-SNR schedule, where it would be 0 and σ infinite.  Some samplers set it to 2^-24
+# (`Sampler.lifts_zero_snr`); for the others σ = 1e10 stands in for infinity: what is left of the signal is below any
+# rounding.
 LIFTED_ALPHA = 2.0**-24
 VANISHING_ALPHA = 1e-20
-LIFTED = (
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +42,7 @@ class NoiseSchedule:
         if config.rescale_betas_zero_snr:
             betas = rescale_zero_terminal_snr(betas)
         alphas_cumprod = cumulative_product(np.float32(1) - betas)
-        if config.rescale_betas_zero_snr and config.class_name in LIFTED:
+        if config.rescale_betas_zero_snr and BY_CLASS[config.class_name].lifts_zero_snr:
             alphas_cumprod[-1] = LIFTED_ALPHA
         return cls(alphas_cumprod)
 

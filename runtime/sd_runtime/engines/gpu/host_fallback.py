@@ -50,6 +50,6 @@ class HostLaunch:
             slot.close()
 
 
-def fetched(feeds: Mapping[str, Feed]) -> dict[str, Feed]:
+def as_arrays(feeds: Mapping[str, Feed]) -> dict[str, Feed]:
     """Inputs for an engine on the host: what was placed on the GPU, as arrays."""
     return {name: feed.value.read().wait() if isinstance(feed, Placed) else feed for name, feed in feeds.items()}

@@ -25,7 +25,7 @@ from ..device import DeviceTensor, placed
 from ..gpu.gpu import Gpu, shortened
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Feed, Placed
-from .cpu import CPU, CUDA, SILENT, import_onnxruntime, open_session
+from .library import CPU, CUDA, SILENT, import_onnxruntime, open_session
 
 OPTIONS = {
     "enable_skip_layer_norm_strict_mode": "1",  # sums in float32
@@ -65,7 +65,7 @@ def _load_cuda_libraries() -> None:
         why = shortened(why or "; ".join(failures)) or "it does not say why"
         raise DependencyError(
             f"device cuda: ONNX Runtime cannot use CUDA and cuDNN here ({why})",
-            remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or use --device cpu',
+            remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or choose the CPU as `device`',
         )
 
 

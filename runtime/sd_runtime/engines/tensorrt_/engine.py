@@ -12,10 +12,10 @@ from ...errors import EngineError
 from ...tensor import Array, Dim, FeedCheck, TensorSpec
 from ..device import Device, DeviceEngine, DeviceTensor, Launch, placed
 from ..gpu.gpu import Gpu
-from ..gpu.host_fallback import HostLaunch, fetched
+from ..gpu.host_fallback import HostLaunch, as_arrays
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Engine, Feed, Placed
-from .library import Plan, Shapes, TensorRT
+from .library import LoadedEngine, Shapes, TensorRT
 
 IDLE_CALLS = 4  # sets of shapes whose tensors `run` keeps for the next time
 
@@ -36,22 +36,22 @@ class TensorRTEngine:
         records: Sequence[EngineRecord],
         read: Callable[[str], bytes],
         rebuild: str,
-        otherwise: Callable[[Shapes], Engine] | None = None,
+        fallback: Callable[[Shapes], Engine] | None = None,
     ) -> None:
         """`records`: one or more, all of `graph`; `read`: path in the bundle → verified bytes; `rebuild`: a command.
 
-        `otherwise`: opens, when it is first needed, the engine for shapes that no record takes, or says in an
+        `fallback`: opens, when it is first needed, the engine for shapes that no record takes, or says in an
         EngineError why it cannot."""
         self._library, self._gpu, self._graph = library, gpu, graph
         self._read, self._rebuild = read, rebuild
         self._records = sorted(records, key=breadth)
-        self._otherwise, self._opening = otherwise, threading.Lock()
+        self._fallback, self._opening = fallback, threading.Lock()
         self._other: Engine | None = None
-        self._inputs = graph.inputs if otherwise else tuple(narrowed(spec, self._records) for spec in graph.inputs)
+        self._inputs = graph.inputs if fallback else tuple(narrowed(spec, self._records) for spec in graph.inputs)
         self._check = FeedCheck(self._inputs)
-        self._plans: dict[str, Plan] = {}
+        self._loaded: dict[str, LoadedEngine] = {}
         self._calls: OrderedDict[tuple[tuple[str, tuple[int, ...]], ...], Call] = OrderedDict()
-        self._first = self._plan(self._records[0])
+        self._first = self._load(self._records[0])
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -65,41 +65,41 @@ class TensorRTEngine:
     def device(self) -> Device:
         return self._gpu
 
-    def _plan(self, record: EngineRecord) -> Plan:
+    def _load(self, record: EngineRecord) -> LoadedEngine:
         """The engine of a record, loaded if it was not."""
-        if record.path not in self._plans:
+        if record.path not in self._loaded:
             data = self._read(record.path)  # before it is this engine's turn, so that others load meanwhile
             with self._gpu.turn(f"loading {record.path}"):
-                if record.path not in self._plans:
-                    plan = self._library.load(record.path, data, self._gpu)
-                    self._check_signature(plan)
-                    self._plans[record.path] = plan
-        return self._plans[record.path]
+                if record.path not in self._loaded:
+                    loaded = self._library.load(record.path, data, self._gpu)
+                    self._check_signature(loaded)
+                    self._loaded[record.path] = loaded
+        return self._loaded[record.path]
 
-    def _check_signature(self, plan: Plan) -> None:
+    def _check_signature(self, loaded: LoadedEngine) -> None:
         for kind, specs, names in (
-            ("inputs", self._graph.inputs, plan.inputs),
-            ("outputs", self._graph.outputs, plan.outputs),
+            ("inputs", self._graph.inputs, loaded.inputs),
+            ("outputs", self._graph.outputs, loaded.outputs),
         ):
             declared = sorted(spec.name for spec in specs)
             if declared != sorted(names):
-                what = f"{kind} of the engine {plan.name} differ from the manifest"
+                what = f"{kind} of the engine {loaded.name} differ from the manifest"
                 raise EngineError(
                     what, got=", ".join(sorted(names)), accepted=", ".join(declared), remedy=self._rebuild
                 )
 
-    def _plan_for(self, shapes: Shapes) -> Plan | None:
+    def _loaded_for(self, shapes: Shapes) -> LoadedEngine | None:
         """The engine for these shapes, loaded: not within a turn, for others need not wait while it is read."""
         record = next((record for record in self._records if record.accepts(shapes)), None)
-        return None if record is None else self._plan(record)
+        return None if record is None else self._load(record)
 
-    def _instead(self, shapes: Shapes) -> Engine:
+    def _fallback_engine(self, shapes: Shapes) -> Engine:
         """The other library's engine, for shapes that none of ours takes."""
-        if self._otherwise is None:
-            raise untaken(shapes, self._records, f"build one that takes them: {self._rebuild}")
+        if self._fallback is None:
+            raise not_built_for(shapes, self._records, f"build one that takes them: {self._rebuild}")
         with self._opening:
             if self._other is None:
-                self._other = self._otherwise(shapes)
+                self._other = self._fallback(shapes)
             return self._other
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
@@ -107,14 +107,14 @@ class TensorRTEngine:
 
     def prepare(self, tensors: Mapping[str, DeviceTensor]) -> Launch:
         shapes = {spec.name: tensors[spec.name].shape for spec in self._inputs}
-        plan = self._plan_for(shapes)
-        if plan is None:
-            other = self._instead(shapes)
+        loaded = self._loaded_for(shapes)
+        if loaded is None:
+            other = self._fallback_engine(shapes)
             if isinstance(other, DeviceEngine):
                 return other.prepare(tensors)
             return HostLaunch(self._gpu, other, on_gpu(tensors))
         with self._gpu.turn(f"preparing the engine of {self._records[0].component}"):
-            return PlanLaunch(plan, shapes, on_gpu(tensors))
+            return EngineLaunch(loaded, shapes, on_gpu(tensors))
 
     def place(self, name: str, array: Array) -> Feed:
         return placed(self, name, array)
@@ -122,20 +122,20 @@ class TensorRTEngine:
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         self._check(feeds)
         shapes = {name: feed.shape for name, feed in feeds.items()}
-        plan = self._plan_for(shapes)
-        if plan is None:
-            other = self._instead(shapes)
-            return other.run(feeds if isinstance(other, DeviceEngine) else fetched(feeds))
+        loaded = self._loaded_for(shapes)
+        if loaded is None:
+            other = self._fallback_engine(shapes)
+            return other.run(feeds if isinstance(other, DeviceEngine) else as_arrays(feeds))
         with self._gpu.turn(f"running the engine of {self._records[0].component}"):
-            return self._call(plan, shapes).run(feeds)
+            return self._call(loaded, shapes).run(feeds)
 
-    def _call(self, plan: Plan, shapes: Shapes) -> Call:
+    def _call(self, loaded: LoadedEngine, shapes: Shapes) -> Call:
         """The call for these shapes, from before if there was one; the one not used for longest makes room."""
         key = tuple(sorted(shapes.items()))
         if key not in self._calls:
             while len(self._calls) >= IDLE_CALLS:
                 self._calls.popitem(last=False)[1].close()
-            self._calls[key] = Call(plan, shapes)
+            self._calls[key] = Call(loaded, shapes)
         self._calls.move_to_end(key)
         return self._calls[key]
 
@@ -146,48 +146,48 @@ class TensorRTEngine:
             for call in self._calls.values():
                 call.close()
             self._calls.clear()
-            for plan in self._plans.values():
-                plan.close()
-            self._plans.clear()
+            for loaded in self._loaded.values():
+                loaded.close()
+            self._loaded.clear()
 
 
-class PlanLaunch:
+class EngineLaunch:
     """An engine's run on tensors chosen once; see `Launch`."""
 
-    def __init__(self, plan: Plan, shapes: Shapes, tensors: Mapping[str, GpuTensor]) -> None:
-        self._plan, self._shapes, self._tensors = plan, shapes, tensors
-        self._context = plan.context(shapes)
+    def __init__(self, loaded: LoadedEngine, shapes: Shapes, tensors: Mapping[str, GpuTensor]) -> None:
+        self._engine, self._shapes, self._tensors = loaded, shapes, tensors
+        self._context = loaded.context(shapes)
         for name, tensor in tensors.items():
             shape = self._context.shape(name)
-            if (tensor.dtype, tensor.shape) != (plan.dtype(name), shape):
+            if (tensor.dtype, tensor.shape) != (loaded.dtype(name), shape):
                 self.close()
-                got, accepted = f"{tensor.dtype}{tensor.shape}", f"{plan.dtype(name)}{shape}"
-                raise EngineError(f"tensor '{name}' of the engine {plan.name}", got=got, accepted=accepted)
+                got, accepted = f"{tensor.dtype}{tensor.shape}", f"{loaded.dtype(name)}{shape}"
+                raise EngineError(f"tensor '{name}' of the engine {loaded.name}", got=got, accepted=accepted)
 
     @property
     def recordable(self) -> bool:
         """Not where the context is told other shapes in between: what a graph recorded would no longer hold."""
-        return self._plan.many_contexts or self._plan.exact
+        return self._engine.many_contexts or self._engine.exact
 
     def __call__(self) -> None:
-        with self._plan.gpu.turn(f"running the engine {self._plan.name}"):
+        with self._engine.gpu.turn(f"running the engine {self._engine.name}"):
             self._context.set_shapes(self._shapes)
             self._context.enqueue(self._tensors)
 
     def close(self) -> None:
-        self._plan.release(self._context)
+        self._engine.release(self._context)
 
 
 class Call:
     """An engine's run from and to numpy arrays of one set of shapes, through tensors of its own."""
 
-    def __init__(self, plan: Plan, shapes: Shapes) -> None:
-        self._plan, self._shapes = plan, shapes
-        self._context = plan.context(shapes)
+    def __init__(self, loaded: LoadedEngine, shapes: Shapes) -> None:
+        self._engine, self._shapes = loaded, shapes
+        self._context = loaded.context(shapes)
         self._tensors: dict[str, GpuTensor] = {}
         try:
-            for name in (*plan.inputs, *plan.outputs):
-                self._tensors[name] = plan.gpu.tensor(self._context.shape(name), plan.dtype(name))
+            for name in (*loaded.inputs, *loaded.outputs):
+                self._tensors[name] = loaded.gpu.tensor(self._context.shape(name), loaded.dtype(name))
         except BaseException:
             self.close()
             raise
@@ -201,11 +201,11 @@ class Call:
                 tensors[name].write(feed)
         self._context.set_shapes(self._shapes)
         self._context.enqueue(tensors)
-        pending = {name: tensors[name].read() for name in self._plan.outputs}
+        pending = {name: tensors[name].read() for name in self._engine.outputs}
         return {name: copy.wait().copy() for name, copy in pending.items()}
 
     def close(self) -> None:
-        self._plan.release(self._context)
+        self._engine.release(self._context)
         for tensor in self._tensors.values():
             tensor.close()
 
@@ -233,7 +233,7 @@ def narrowed(spec: TensorSpec, records: Sequence[EngineRecord]) -> TensorSpec:
     return TensorSpec(spec.name, spec.dtype, shape)
 
 
-def untaken(shapes: Shapes, records: Sequence[EngineRecord], remedy: str) -> EngineError:
+def not_built_for(shapes: Shapes, records: Sequence[EngineRecord], remedy: str) -> EngineError:
     """That none of a component's engines takes these shapes."""
     what = f"no TensorRT engine of {records[0].component} was built for these shapes"
     got = ", ".join(f"{name}{shape}" for name, shape in shapes.items())

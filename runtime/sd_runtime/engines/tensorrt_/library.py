@@ -56,20 +56,20 @@ class TensorRT:
     def major(self) -> int:
         return int(self.version.split(".")[0])
 
-    def load(self, name: str, plan: bytes, gpu: Gpu) -> Plan:
+    def load(self, name: str, plan: bytes, gpu: Gpu) -> LoadedEngine:
         """Put an engine's weights on the GPU.  `name` is for messages; EngineError, OutOfMemoryError."""
         with gpu.turn(f"loading the TensorRT engine {name}"):
             engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise self.failure(f"cannot load the TensorRT engine {name}")
-            return Plan(self, gpu, name, engine)
+            return LoadedEngine(self, gpu, name, engine)
 
     def failure(self, what: str) -> EngineError:
         """What the library has logged since the last failure, as an error."""
         return failure(what, self.errors.take() or "TensorRT gives no reason")
 
     def close(self) -> None:
-        """Let go of the library's runtime; plans must have been closed."""
+        """Let go of the library's runtime; its engines must have been closed."""
         del self._runtime
 
 
@@ -126,7 +126,7 @@ def current_target(library: TensorRT, gpu: Gpu) -> Target:
     )
 
 
-class Plan:
+class LoadedEngine:
     """An engine whose weights lie on the GPU, once, however many contexts run it."""
 
     def __init__(self, library: TensorRT, gpu: Gpu, name: str, engine: trt.ICudaEngine) -> None:
@@ -190,11 +190,11 @@ class Plan:
 class Context:
     """An execution context: an engine at work on one set of shapes, on the GPU's one stream."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._context: trt.IExecutionContext | None = create_context(plan.engine)
+    def __init__(self, loaded: LoadedEngine) -> None:
+        self._loaded = loaded
+        self._context: trt.IExecutionContext | None = create_context(loaded.engine)
         if self._context is None:
-            raise plan.library.failure(f"cannot create a context for the engine {plan.name}")
+            raise loaded.library.failure(f"cannot create a context for the engine {loaded.name}")
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._activation_memory = 0  # bytes, for the current shapes
         self._block: ArenaBlock | None = None
@@ -203,7 +203,7 @@ class Context:
     @property
     def context(self) -> trt.IExecutionContext:
         if self._context is None:
-            raise EngineError(f"the engine {self._plan.name} was closed")
+            raise EngineError(f"the engine {self._loaded.name} was closed")
         return self._context
 
     def set_shapes(self, shapes: Shapes) -> None:
@@ -213,12 +213,13 @@ class Context:
         import tensorrt as trt
 
         if self._shapes:
-            self._plan.gpu.stream.sync()  # what is under way needs the old ones
+            self._loaded.gpu.stream.sync()  # what is under way needs the old ones
         for name, shape in shapes.items():
             if not self.context.set_input_shape(name, trt.Dims(list(shape))):
-                raise self._plan.library.failure(f"engine {self._plan.name} does not take '{name}' of shape {shape}")
+                what = f"engine {self._loaded.name} does not take '{name}' of shape {shape}"
+                raise self._loaded.library.failure(what)
         self._shapes = dict(shapes)
-        self._activation_memory = activation_memory(self._plan.engine, self.context)
+        self._activation_memory = activation_memory(self._loaded.engine, self.context)
         self._block = None
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -227,20 +228,20 @@ class Context:
 
     def enqueue(self, tensors: Mapping[str, GpuTensor]) -> None:
         """Queue one run from and to `tensors`, which name every input and output."""
-        context, gpu = self.context, self._plan.gpu
+        context, gpu = self.context, self._loaded.gpu
         for name, tensor in tensors.items():
             if not context.set_tensor_address(name, tensor.address):
-                raise self._plan.library.failure(f"engine {self._plan.name} does not take a tensor '{name}'")
+                raise self._loaded.library.failure(f"engine {self._loaded.name} does not take a tensor '{name}'")
         block = gpu.arena.block(self._activation_memory)
         if block is not self._block:
             set_activation_memory(context, block)
             self._block = block
         if not context.execute_async_v3(int(gpu.stream.handle)):
-            raise self._plan.library.failure(f"the engine {self._plan.name} failed to start")
+            raise self._loaded.library.failure(f"the engine {self._loaded.name} failed to start")
 
     def close(self) -> None:
-        with self._plan.gpu.closing():
-            self._plan.gpu.stream.sync()  # what is under way needs it
+        with self._loaded.gpu.closing():
+            self._loaded.gpu.stream.sync()  # what is under way needs it
         self._context = None
 
 

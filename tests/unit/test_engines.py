@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sd_runtime.bundle.bundle import Bundle
-from sd_runtime.engines.loader import Components
+from sd_runtime.engines.engines import Engines
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.errors import BundleError, EngineError
 
@@ -27,7 +27,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_graph_written_for_the_device_is_preferred(demo_bundle: Path, loaded: list[str]) -> None:
-    components = Components.open(Bundle.open(demo_bundle), "cpu")
+    components = Engines.open(Bundle.open(demo_bundle), "cpu")
     components.preload(["unet"])
     components.engine("text_encoder", "embeds")
     components.engine("pixels")
@@ -46,15 +46,15 @@ def test_a_graph_that_the_library_does_not_take_is_replaced_aloud(
             raise EngineError("cannot load the graph: com.microsoft.MultiHeadAttention is not registered")
         return OnnxRuntimeEngine(graph, *given, **more)
 
-    monkeypatch.setattr("sd_runtime.engines.loader.OnnxRuntimeEngine", picky)
-    components = Components.open(Bundle.open(demo_bundle), "cpu")
+    monkeypatch.setattr("sd_runtime.engines.onnxruntime_.backend.OnnxRuntimeEngine", picky)
+    components = Engines.open(Bundle.open(demo_bundle), "cpu")
     components.engine("unet")
     assert loaded == ["unet/model_cpu.onnx", "unet/model.onnx"]
     assert caplog.records[0].getMessage().endswith("the plain graph of unet is used instead, which is slower")
 
 
 def test_what_a_bundle_does_not_have(demo_bundle: Path) -> None:
-    components = Components.open(Bundle.open(demo_bundle), "cpu")
+    components = Engines.open(Bundle.open(demo_bundle), "cpu")
     with pytest.raises(BundleError, match="has no safety_checker"):
         components.engine("safety_checker")
     with pytest.raises(BundleError, match="graph form: got fast, accepted plain"):

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes the pictures of the README's section "What it draws" by running the commands that stand there.
+"""Makes the pictures of docs/gallery.md by running the commands that stand there.
 
-    scripts/readme_pictures.py [BUNDLE]
+    scripts/gallery_pictures.py [BUNDLE]
 
-The section's shell blocks run as they are, in this folder, with sd-run drawing by BUNDLE and replacing what is there.
+The page's shell blocks run as they are, in this folder, with sd-run drawing by BUNDLE and replacing what is there.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SECTION = re.compile(r"^## What it draws$(.*?)^## ", re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs/gallery.md"
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PICTURE = re.compile(r"\]\((docs/[\w./-]+\.png)\)")
-LARGEST = 600_000  # bytes, all pictures together
+PICTURE = re.compile(r"\]\((pictures/[\w./-]+\.png)\)")
+LARGEST = 950_000  # bytes, all pictures together
 
 SD_RUN = """
 sd-run() {
@@ -33,16 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", nargs="?", default="out/demo-bundle", metavar="BUNDLE")
     args = parser.parse_args(arguments)
-    match = SECTION.search((ROOT / "README.md").read_text(encoding="utf-8"))
-    if match is None:
-        parser.error('README.md has no section "What it draws"')
-    section = match[1]
-    commands = SD_RUN + "".join(BLOCK.findall(section))
+    page = PAGE.read_text(encoding="utf-8")
+    commands = SD_RUN + "".join(BLOCK.findall(page))
     path = ":".join([str(ROOT / "runtime"), *sys.path])
     environment = os.environ | {"PYTHON": sys.executable, "MODEL": str(Path(args.bundle).resolve()), "PYTHONPATH": path}
     subprocess.run(["bash", "-euc", commands], cwd=ROOT, env=environment, check=True)
-    pictures = sorted(set(PICTURE.findall(section)))
-    sizes = {picture: (ROOT / picture).stat().st_size for picture in pictures}
+    sizes = {picture: (PAGE.parent / picture).stat().st_size for picture in sorted(set(PICTURE.findall(page)))}
     for picture, size in sizes.items():
         print(f"{size:>8} {picture}")
     print(f"{sum(sizes.values()):>8} bytes in all, at most {LARGEST}")
