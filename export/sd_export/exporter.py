@@ -1,8 +1,9 @@
 """export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
 
 The settings that the checkpoint's authors recommend are `_defaults` in its model_index.json, an object like
- {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
-that start with an underscore.  Without it the defaults are those of the checkpoint's family, and the size of training.
+{"num_inference_steps": 25, "guidance_scale": 2.5, "height": 128, "width": 128}; diffusers ignores names that start with
+an underscore.  Without `_defaults`, steps and guidance are those of the checkpoint's family, and the size is that of
+its training.
 `_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
 scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
 """

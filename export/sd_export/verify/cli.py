@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from sd_runtime.bundle.bundle import Bundle, find_bundle
-    from sd_runtime.cli.reports import check_report, write_report
+    from sd_runtime.cli.report_files import check_report, write_report
     from sd_runtime.sampling import resolve
 
     from .compare import compare, open_pipeline

@@ -1,4 +1,4 @@
-"""Reports: files that take the place of the last run's, whole or not at all; devices and pipes are written to."""
+"""Files of reports take the place of the last run's, whole or not at all; devices and pipes are written to."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""How long each stage of a picture takes, measured while pictures are drawn.
+"""The seconds of each stage of a picture, measured while pictures are drawn.
 
     tokenize    text to token ids, prompt weights and chunks included
     text        the text encoder, one call for the prompt and its negative
     unet        one call of the UNet
-    host        what surrounds it in each step: guidance, sampler, copies
+    host        the rest of a step: guidance, sampler, copies
     decode      latents to picture
     png         picture to compressed bytes, with its parameters
     picture     all of it
 
-Where the loop stays on the GPU nobody waits between UNet and sampler: `unet` is then the loop's time by its steps, and
-there is no `host`.
+Where the whole loop runs on the GPU, the host does not wait between UNet and sampler: `unet` is then the loop's time
+divided by its steps, and there is no `host`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TimedEngine:
 
 @dataclass(frozen=True)
 class TimedBackend:
-    """A backend whose engines are timed where the host calls them; those that a device calls cannot be."""
+    """A backend whose engines are timed where the host calls them; an engine that runs inside a GPU's loop is not."""
 
     backend: Backend
     engines: dict[str, TimedEngine]
@@ -96,13 +96,13 @@ class TimedBackend:
 
 
 class Calls:
-    """The seconds of a pipeline's calls of its networks, where they are timed."""
+    """The seconds of a pipeline's calls of its networks."""
 
     def __init__(self, engines: dict[str, TimedEngine]) -> None:
         self._engines = engines
 
     def take(self, name: str) -> list[float]:
-        """Those of a component since this was last asked; none where they are not timed."""
+        """The seconds of a component's calls since the last `take`; empty where its engine is not timed."""
         engine = self._engines.get(name)
         if engine is None:
             return []
@@ -110,8 +110,8 @@ class Calls:
         return seconds
 
 
-def open_timed(bundle: Bundle, device: str, backends: Sequence[str | Backend] | None = None) -> tuple[Pipeline, Calls]:
-    """A pipeline over timed engines, all loaded."""
+def open_timed(bundle: Bundle, device: str, backends: Sequence[str] | None = None) -> tuple[Pipeline, Calls]:
+    """A pipeline of timed engines, all loaded; `backends` by name, None: the usual ones."""
     machine, timed = Machine(device), dict[str, TimedEngine]()
     opened = [TimedBackend(backend, timed) for backend in open_backends(bundle, machine, backends)]
     engines = Engines(bundle, opened, machine)
@@ -122,7 +122,7 @@ def open_timed(bundle: Bundle, device: str, backends: Sequence[str | Backend] | 
 def measure_stages(
     pipeline: Pipeline, calls: Calls, request: Request, *, rounds: int, warmup: int
 ) -> dict[str, Distribution]:
-    """Draw `warmup` + `rounds` pictures one by one; what the warm-up takes does not count."""
+    """Draw `warmup` + `rounds` pictures one by one; the first `warmup` do not count."""
     samples: Samples = defaultdict(list)
     for number in range(warmup + rounds):
         one = time_picture(pipeline, calls, varied(request, number))
@@ -133,14 +133,14 @@ def measure_stages(
 
 
 def varied(request: Request, number: int = 0, images: int = 1) -> Request:
-    """The request of round `number`, with words and a seed of its own, as requests have, for so many pictures."""
+    """The request of round `number`: `images` pictures, from another prompt and another seed each round."""
     prompt = f"{request.prompts[0]}, {number}" if number else request.prompts[0]
     first = request.seeds[0] + number
     return replace(request, prompts=(prompt,), seeds=tuple(range(first, first + images)), num_images_per_prompt=images)
 
 
 def time_picture(pipeline: Pipeline, calls: Calls, request: Request) -> Samples:
-    """Draw one picture and say how long its stages took."""
+    """Draw one picture; the seconds of its stages."""
     from ..images.metadata import png_bytes
 
     for name in ("text_encoder", "unet"):
@@ -170,7 +170,7 @@ def time_picture(pipeline: Pipeline, calls: Calls, request: Request) -> Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures drawn together: how many, how many of them a second, and UNet steps a second, medians of the rounds."""
+    """Pictures drawn together: how many, pictures a second, and steps of a picture a second; medians of the rounds."""
 
     images: int
     images_per_second: float
@@ -178,7 +178,7 @@ class Batch:
 
 
 def measure_batches(pipeline: Pipeline, request: Request, sizes: tuple[int, ...], *, rounds: int) -> list[Batch]:
-    """Each size is warmed up once."""
+    """Each size is drawn once before it is measured."""
     found = []
     for size in sizes:
         batch = varied(request, images=size)

@@ -1,10 +1,11 @@
-"""The other side of `sd-bench --against diffusers`: a program of its own that draws with diffusers' pipeline.
+#!/usr/bin/env python3
+"""The diffusers side of scripts/benchmark.py: a program of its own that draws with StableDiffusionPipeline.
 
-    python -m sd_runtime.bench.peer '{"model": …}'             keeps the model loaded; a line on stdin draws once
-    python -m sd_runtime.bench.peer '{"model": …}' FILE.png    draws one picture and ends
+    scripts/diffusers_peer.py '{"model": …}'             keeps the model loaded; each line on stdin draws one picture
+    scripts/diffusers_peer.py '{"model": …}' FILE.png    draws one picture and ends
 
-Each drawing answers with a line of JSON on stdout: seconds of the picture, and of each of its steps.  This is the one
-file of the runtime that imports torch and diffusers, and nothing of the runtime imports it.
+A line on stdin is a JSON object of settings that differ from the first.  The answer is a line of JSON on stdout: the
+seconds of the picture, and of its steps.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 def main() -> None:
     settings = json.loads(sys.argv[1])
     out, sys.stdout = sys.stdout, sys.stderr  # what the libraries print must not get between the answers
-    pipe = load(settings)
+    pipe = load_pipeline(settings)
     if len(sys.argv) > 2:
         draw(pipe, settings)[0].save(sys.argv[2])
         return
@@ -29,8 +30,8 @@ def main() -> None:
         print(json.dumps({"picture": time.perf_counter() - started, "steps": steps}), file=out, flush=True)
 
 
-def load(settings: dict[str, Any]) -> Any:
-    """StableDiffusionPipeline as its users load it: on a GPU in float16, on the CPU in float32."""
+def load_pipeline(settings: dict[str, Any]) -> Any:
+    """StableDiffusionPipeline as its users load it: in float16 on a GPU where the bundle is fp16, else in float32."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -39,11 +40,12 @@ def load(settings: dict[str, Any]) -> Any:
         torch.set_num_threads(settings["threads"])
     dtype = torch.float16 if cuda and settings["precision"] == "fp16" else torch.float32
     model = settings["model"]
-    read = StableDiffusionPipeline.from_single_file if model.endswith(".safetensors") else None
-    pipe = (read or StableDiffusionPipeline.from_pretrained)(model, torch_dtype=dtype)
+    single_file = model.endswith(".safetensors")
+    load = StableDiffusionPipeline.from_single_file if single_file else StableDiffusionPipeline.from_pretrained
+    pipe = load(model, revision=settings["revision"], torch_dtype=dtype)
     pipe.safety_checker = None
     pipe.set_progress_bar_config(disable=True)
-    if (scheduler := settings.get("scheduler")) is not None:
+    if (scheduler := settings["scheduler"]) is not None:
         import diffusers
 
         kind = getattr(diffusers, scheduler["class_name"])
@@ -52,7 +54,7 @@ def load(settings: dict[str, Any]) -> Any:
 
 
 def draw(pipe: Any, settings: dict[str, Any], **more: Any) -> list[Any]:
-    """PIL pictures."""
+    """Draw with `settings`, a picture of PIL's in a list; `more` is handed to the pipeline."""
     import torch
 
     names = ("prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
@@ -62,7 +64,7 @@ def draw(pipe: Any, settings: dict[str, Any], **more: Any) -> list[Any]:
 
 
 def timed_draw(pipe: Any, settings: dict[str, Any]) -> tuple[list[Any], list[float]]:
-    """Pictures, and the seconds of each step but the first, which begins unseen."""
+    """Pictures, and the seconds of each step but the first, whose beginning diffusers does not tell."""
     moments: list[float] = []
 
     def note(pipeline: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
