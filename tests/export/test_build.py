@@ -33,7 +33,7 @@ from sd_runtime.pipeline import Pipeline
 from sd_runtime.tensor import Array
 
 SMALL = {"batches": (1,), "fallback": False}
-FORMS = {"8.5.3": "trt-legacy", "10.13.3": "trt-basic", "11.4.0": "trt"}
+FORMS = {"8.5.3": "trt-legacy", "10.13.3": "trt-basic", "11.4.0": "trt-basic"}
 
 
 @pytest.fixture
