@@ -125,7 +125,9 @@ def test_what_the_bundle_lacks(manifest: Manifest) -> None:
     labels = [job.label for job in plan_jobs(replace(manifest, components=networks), request(), "11.4.0")]
     assert labels == ["unet 128x128 batch 1", "unet dynamic", "text_encoder dynamic"]
     old = {"unet": Component(networks["unet"].weights, {"plain": networks["unet"].graph()})}
-    with pytest.raises(BundleError, match="no trt graph of unet; export it again: sd-export --model demo --force"):
+    with pytest.raises(
+        BundleError, match="no trt-basic graph of unet; export it again: sd-export --model demo --force"
+    ):
         plan_jobs(replace(manifest, components=old), request(), "11.4.0")
 
 

@@ -6,7 +6,7 @@
 A fused attention takes heads as (B · heads, S, D) with one stride from each to the next.  In (B, S, C) the last head of
 one picture and the first of the next are further apart than two heads of one picture; in (S, B, C) they are not, and
 nothing is transposed around the attentions.  Whatever else a transformer block computes, it computes along the last
-axis.  Found by counting what TensorRT for RTX launches: scripts/count_launches.
+axis.  Found by counting what TensorRT for RTX launches: scripts/count_launches.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENS_FIRST = (1, 0, 2)  # (B, S, C) ↔ (S, B, C)
 SPLIT_HEADS = (1, 2, 0, 3)  # (S, B, heads, D) → (B, heads, S, D)
 MERGE_HEADS = (2, 0, 1, 3)  # and back
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-ELEMENTWISE = ("Add", "Mul", "Gelu", "Sigmoid")
+ELEMENTWISE = ("Add", "Mul", "Gelu", "Sigmoid", "Cast")
 
 Uses = dict[ir.Value, Sequence[tuple[ir.Node, int]]]  # who reads a value, and as which input
 
