@@ -1,8 +1,9 @@
 """What a GPU would launch for a graph, counted without one: TensorRT for RTX builds its engines on any machine, and its
 log lists every layer of the engine with the tensors that it reads and writes.
 
-One layer is one launch, but for those that compute shapes on the host.  Bytes are those of the tensors, weights left
-out; what a kernel reads twice counts once.  Times nothing: fewer is better only where the kernels are of a kind.
+One layer is one launch, but for those that compute shapes on the host or let one stream wait for another.  Bytes are
+those of the tensors, weights left out; what a kernel reads twice counts once.  Nothing is timed: fewer is better only
+where the kernels are of a kind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sd_runtime.manifest import ShapeRange
 from .build_failures import explain
 
 BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int32": 4, "Int64": 8, "Bool": 1, "Int8": 1, "UInt8": 1}
-ON_HOST = ("shape_call", "reshape", "cast")  # layers that compute the sizes of axes that vary
+NO_LAUNCH = ("shape_call", "reshape", "cast", "signal", "wait")  # sizes of axes that vary, on the host; other streams
 FUSED_ATTENTION = "mha"
 CLEAR = "Clear"  # fills a tensor with zeros for the kernel that follows
 
@@ -98,7 +99,7 @@ def read_account(log: Iterable[str]) -> Account:
 def _launches(listing: str) -> Iterator[Launch]:
     for line in listing.splitlines():
         found = _LAYER.match(line)
-        if found is None or found[2] in ON_HOST:
+        if found is None or found[2] in NO_LAUNCH:
             continue
         inputs, outputs = (tuple(_tensors(found[part])) for part in (3, 4))
         yield Launch(found[1], _kind(found[1], found[2], inputs), inputs, outputs)

@@ -4,7 +4,7 @@ Measured on the demo model, largest difference by the largest value of the outpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 from runnable import in_float32, with_functions
 from sd_export.build_plan import FLOAT32
@@ -21,11 +22,14 @@ from sd_export.forms.attention import decompose_attention
 from sd_export.forms.editor import Editor
 from sd_export.forms.products import stack_products
 from sd_export.forms.tokens import MERGE_HEADS, SPLIT_HEADS, TOKENS_FIRST, project_tokens
+from sd_export.modules import UNet
 from sd_export.precision import to_float16
+from sd_export.signature import Sizes, unet_signature
 from sd_export.weights import save
 from sd_runtime.errors import ExportError
 from sd_runtime.manifest import MANIFEST, Graph, Manifest, Precision
 from sd_runtime.tensor import Array
+from tiny_checkpoints import STABLE_DIFFUSION_2, WIDTH, tiny_unet
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 LIMITS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
@@ -224,6 +228,22 @@ def test_tokens_are_transposed_at_the_edges_of_transformer_blocks_only(bundle: t
     assert TOKENS_FIRST not in [
         tuple(n.attributes["perm"].as_ints()) for n in (*basic, *legacy) if n.op_type == "Transpose"
     ]
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("trt")])
+def test_transformers_of_stable_diffusion_2(trace_module: Callable[..., Any], form: str) -> None:
+    """Linear projections, which are products of the tokens as they are, and a width for each level's heads."""
+    torch.manual_seed(0)
+    unet = tiny_unet(**STABLE_DIFFUSION_2)
+    traced = trace_module(UNet(unet), unet_signature(Sizes(4, 8, 8, 77, WIDTH)), "unet")["fp32"]
+    feeds = traced.feeds({"batch": 2, "latent_height": 10, "latent_width": 13, "sequence_length": 154})
+    expected = run(traced.graph.read_bytes(), traced.graph.parent, feeds)
+    model = ir.load(traced.graph)
+    rewrite(model, FORMS[form])
+    content = ir.to_proto(model).SerializeToString()
+    got = run(RUNNABLE[form](content) if form in RUNNABLE else content, traced.graph.parent, feeds)
+    limit = BFLOAT16_LIMIT if form == "trt-bf16" else LIMITS["fp32"]
+    assert np.abs(got - expected).max() < limit * np.abs(expected).max()
 
 
 def test_softmax_is_float32_for_tensorrt(bundle: tuple[Path, Forms]) -> None:

@@ -56,7 +56,7 @@ def tokens_first(editor: Editor) -> None:
     region = _Region(editor.nodes("Attention"))
     if not region.has_pixels or any(value.is_graph_output() for value in region.inside):
         return
-    entries, exits = region.entries(), region.exits()
+    entries, exits = region.take_entries(), region.exits()
     for value in region.inside:
         value.shape = ir.Shape(_permuted(value, TOKENS_FIRST))
     for edges, name in ((entries, "tokens_first"), (exits, "batch_first")):
@@ -101,9 +101,9 @@ class _Region:
         self._outer = [value for value in self.inside if not self._makes(value.producer())]
         self.has_pixels = any(map(_were_pixels, self._outer))
 
-    def entries(self) -> Uses:
-        """The values that come from elsewhere, which are no longer inside then, and what reads them here.  Pixels come
-        in after their projection: the norm that follows transposes them in passing."""
+    def take_entries(self) -> Uses:
+        """The values that come from elsewhere, and what reads them here; after that they are no longer inside.  Pixels
+        come in after their projection: the norm that follows transposes them in passing."""
         found: Uses = {}
         for value in self._outer:
             del self.inside[value]
