@@ -13,6 +13,7 @@ import numpy as np
 from .errors import UsageError
 from .images.metadata import Parameters
 from .loop.guidance import Guidance
+from .loop.host import Evaluated
 from .loop.placement import Denoiser
 from .networks.safety_checker import SafetyChecker
 from .networks.vae import Decoded
@@ -101,11 +102,23 @@ class Generation:
                 for evaluated in evaluations:
                     batch.latents = evaluated.latents
                     batch.evaluations += 1
-                    matrix = self._stages.preview_matrix
-                    yield Step(done, len(self), images, evaluated.timestep, evaluated.latents, matrix)
+                    yield self._step(done, images, evaluated)
                     done += 1
             self._current = None
             yield batch
+
+    def _step(self, done: int, images: range, evaluated: Evaluated) -> Step:
+        plan, k = self.prepared.plan, evaluated.index
+        return Step(
+            index=done,
+            total=len(self),
+            images=images,
+            timestep=evaluated.timestep,
+            sigma=float(plan.sigmas[k]),
+            model_input=evaluated.latents,
+            latent_scale=float(plan.latent_scales[k]),
+            preview_matrix=self._stages.preview_matrix,
+        )
 
     def _first(self, images: range, noise: NoiseSource) -> Array:
         """The latents (B, C, h, w) that a batch starts from.

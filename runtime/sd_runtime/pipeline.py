@@ -41,7 +41,7 @@ from .prepared import Prepared, in_batches
 from .prompt import PromptEmbeddings, TokenEmbeddings, Tokenizer, encode_prompts
 from .provenance import describe
 from .request import DEFAULT_STRENGTH, Options, Request, make_request
-from .result import Result, Step
+from .result import Result, Step, asks_to_stop
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .tensor import Array
 
@@ -128,13 +128,14 @@ class Pipeline:
         `from_pictures` takes; strength, by default 0.8, is how much of it is noised away.
         latents: (B, 4, height/8, width/8) float32 unit noise to start from instead of the seeds' noise.
         decode: False leaves it at the latents.
-        callback: called after every step; return False to stop early and get the picture as far as it came.
+        callback: called after every step; one that returns False, or anything else that is false but None, stops the
+        run, and the picture is there as far as it came.
         """
         if image is not None and options.get("strength") is None:
             options["strength"] = DEFAULT_STRENGTH
         generation = self.start(make_request(self.manifest.defaults, prompt, **options), image=image, latents=latents)
         for step in generation:
-            if callback is not None and callback(step) is False:
+            if callback is not None and asks_to_stop(callback(step)):
                 generation.stop()
         return generation.result(decode=decode)
 

@@ -19,13 +19,15 @@ from .guidance import Guidance, guide
 class Evaluated:
     """What one evaluation of the UNet, and the sampler after it, left behind.
 
-    latents: (B, C, h, w) float32, the UNet's next input (after the last step: the picture's latents); a view into the
-    loop's own memory, valid until the next step is asked for: copy what you keep."""
+    latents: (B, C, h, w) float32, read-only: the UNet's next input, after the last step the picture's latents."""
 
     index: int
     total: int
     timestep: float
     latents: Array
+
+    def __post_init__(self) -> None:
+        self.latents.setflags(write=False)  # the loop goes on from them
 
 
 def denoise(
