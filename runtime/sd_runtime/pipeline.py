@@ -35,10 +35,11 @@ from .loop.guidance import Guidance
 from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
 from .networks.text_encoder import TOKEN_EMBEDDING
-from .networks.unet import guidance_width, sample_ranges
+from .networks.unet import guidance_width, most_positions, sample_ranges
 from .networks.vae import Decoded, Posterior, encode
 from .prepared import Prepared, in_batches
-from .prompt import PromptEmbeddings, TokenEmbeddings, Tokenizer, encode_prompts
+from .prompt import PromptEmbeddings, TokenEmbeddings, TokenizedPrompts, Tokenizer, encode_prompts, tokenize_prompts
+from .prompt.chunks import LENGTH
 from .provenance import describe
 from .request import DEFAULT_STRENGTH, Options, Request, make_request
 from .result import Result, Step, asks_to_stop
@@ -218,15 +219,22 @@ class Pipeline:
         return open_safetensors(self.bundle.path(weights or ""))[TOKEN_EMBEDDING]
 
     def encode_prompts(self, request: Request) -> PromptEmbeddings:
-        learnt = TokenEmbeddings(self._token_embeddings(), self.inversions) if self.inversions else None
-        return encode_prompts(
-            self.engines.engine("text_encoder", "embeds" if learnt else "plain"),
+        learnt = self._learnt()
+        text_encoder = self.engines.engine("text_encoder", "embeds" if learnt else "plain")
+        return encode_prompts(text_encoder, self.tokenizer, self._tokenize(request, learnt), learnt)
+
+    def _learnt(self) -> TokenEmbeddings | None:
+        return TokenEmbeddings(self._token_embeddings(), self.inversions) if self.inversions else None
+
+    def _tokenize(self, request: Request, learnt: TokenEmbeddings | None) -> TokenizedPrompts:
+        return tokenize_prompts(
             self.tokenizer,
             request.prompts,
             request.negative_prompts if self.guidance(request).on else None,
             weighting=request.prompt_weighting,
             truncate=request.truncate,
             embeddings=learnt,
+            most_chunks=most_positions(self.engines.engine("unet")) // LENGTH,
         )
 
     def encode_image(
@@ -266,12 +274,13 @@ class Pipeline:
         return latent.channels, request.height // latent.pixels, request.width // latent.pixels
 
     def check(self, request: Request) -> None:
-        """UsageError if the bundle cannot draw this: its size, or its sampler with these steps."""
+        """UsageError if the bundle cannot draw this: its size, its sampler with these steps, or its prompts."""
         check_size(request.height, request.width, self._sample_ranges(), self.manifest.latent.pixels)
         if request.fast_decoder and "taesd" not in self.manifest.components:
             remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"
             raise UsageError("fast_decoder", got=True, accepted="a bundle that has one", remedy=remedy)
         self.plan(request)
+        self._tokenize(request, self._learnt())
 
     def guidance(self, request: Request) -> Guidance:
         """How the request's pictures are guided: the UNet's inputs tell whether it does that itself."""

@@ -61,6 +61,5 @@ def in_flags(error: SDError, names: Mapping[str, str] | None = None) -> str:
     names: how this command calls arguments that are not flags of these names."""
     known = {name: flag(name) for name in (*FIELDS, *SPELLING, *OTHERS)} | dict(names or {})
     words = re.split(r"(: )", str(error), maxsplit=1)
-    if error.what in known and words[0] == error.what:
-        words[0] = known[error.what]
+    words[0] = known.get(words[0], words[0])
     return re.sub(r"`(\w+)`", lambda match: known.get(match[1], match[0]), "".join(words))
