@@ -37,10 +37,11 @@ from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
 from .networks.text_encoder import TOKEN_EMBEDDING
 from .networks.unet import guidance_width, most_positions, sample_ranges
 from .networks.vae import Decoded, Posterior, encode
+from .notices import warn
 from .prepared import Prepared, in_batches
 from .prompt import PromptEmbeddings, TokenEmbeddings, TokenizedPrompts, Tokenizer, encode_prompts, tokenize_prompts
 from .prompt.chunks import LENGTH
-from .provenance import describe
+from .provenance import describe, unused
 from .request import DEFAULT_STRENGTH, Options, Request, make_request
 from .result import Result, Step, asks_to_stop
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
@@ -148,6 +149,8 @@ class Pipeline:
         latents: Array | None = None,
     ) -> Generation:
         """Prepare a request; the steps run as the Generation is iterated."""
+        for notice in self.notices(request):
+            warn(notice)
         return self.generate(self.prepare(request, self.inputs(request, image=image, latents=latents)))
 
     def inputs(
@@ -198,8 +201,19 @@ class Pipeline:
 
     def parameters(self, request: Request, image: int, inputs: Inputs = NO_INPUTS) -> Parameters:
         """What picture `image` of a request should say about itself: enough to repeat it."""
-        own, words = self.scheduler_config, self.inversions
-        return describe(request, image, inputs, manifest=self.manifest, own_scheduler=own, inversions=words)
+        return describe(
+            request,
+            image,
+            inputs,
+            manifest=self.manifest,
+            own_scheduler=self.scheduler_config,
+            inversions=self.inversions,
+            guidance=self.guidance(request),
+        )
+
+    def notices(self, request: Request) -> list[str]:
+        """What a request asks for that has no effect, a line each; `start` says it, too."""
+        return unused(request, self.guidance(request))
 
     def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
         """Learn a word from a .safetensors file and return it; `token` is the word if the file's own will not do.

@@ -194,6 +194,22 @@ def test_stopping_before_the_first_step_leaves_nothing(pipe: Pipeline) -> None:
         generation.result()
 
 
+@pytest.mark.parametrize(("scale", "off"), [(0, True), (0.5, True), (1, True), (1.5, False)])
+def test_what_guidance_leaves_out_is_said_and_not_recorded(
+    pipe: Pipeline, caplog: pytest.LogCaptureFixture, scale: float, off: bool
+) -> None:
+    settings: dict[str, Any] = {"seed": 1, "num_inference_steps": 2, "guidance_scale": scale}
+    plain = pipe(PROMPT, **settings)
+    assert not caplog.records
+    result = pipe(PROMPT, negative_prompt=NEGATIVE, guidance_rescale=0.5, **settings)
+    assert np.array_equal(result.latents, plain.latents) is off
+    told = result.parameters[0]
+    assert (told.negative_prompt, told.extra) == (("", {}) if off else (NEGATIVE, {"Guidance rescale": "0.5"}))
+    because = f"is not used: with a `guidance_scale` of {scale:g} guidance is off, it takes more than 1"
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ([f"`{name}` {because}" for name in ("negative_prompt", "guidance_rescale")] if off else [])
+
+
 def test_parameters_say_what_was_asked_for(pipe: Pipeline, tmp_path: Path) -> None:
     result = pipe(
         PROMPT, seed=5, num_inference_steps=2, scheduler="DDIM", eta=0.25, guidance_rescale=0.1, rng="cuda",

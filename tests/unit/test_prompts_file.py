@@ -242,6 +242,22 @@ def test_fault_49_the_longest_prompt_that_passes_is_drawn(folder: Path, demo_bun
     assert files(folder) == ["prompts-0000.png"]
 
 
+def test_what_has_no_effect_is_said_once_before_anything_is_drawn(
+    folder: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("prompts.txt").write_text("\n".join([STAR, json.dumps({"prompt": RING, "guidance_scale": 1}), STAR] * 2))
+    assert draw(demo_bundle, "--negative-prompt", "red") == 0
+    notice, timings = capsys.readouterr().err.splitlines()
+    assert notice == (
+        "sd-run: prompts.txt line 2: --negative-prompt is not used: with a --guidance-scale of 1 guidance is off, "
+        "it takes more than 1"
+    )
+    assert timings.startswith("load ") and not caplog.records
+    assert [read_parameters(name).negative_prompt for name in files(folder)] == ["red", "", "red"] * 2
+    assert draw(demo_bundle, "--negative-prompt", "red", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_line_that_fails_keeps_what_was_drawn(
     folder: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

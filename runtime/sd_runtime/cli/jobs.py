@@ -211,7 +211,7 @@ def draw(
     if not wanted:
         return
     if job.grid is not None:
-        generation = pipeline.start(job.request, image=job.image)
+        generation = _begun(pipeline, job.request, job.image)
         for _ in watched(generation, generation, saving):
             pass
         result = generation.result()
@@ -220,12 +220,27 @@ def draw(
         return
     seeds = tuple(job.request.seeds[i] for i in wanted)
     request = replace(job.request, num_images_per_prompt=len(wanted), seeds=seeds)
-    generation = pipeline.start(request, image=job.image)
+    generation = _begun(pipeline, request, job.image)
     for item in watched(generation, generation.results(), saving):
         if not isinstance(item, Step):
             paths = [job.paths[wanted[i]] if job.paths else None for i in item.indices]
             drawn = zip(item.images, item.parameters, paths, strict=True)
             yield item, [save(picture, parameters, path, saving) for picture, parameters, path in drawn]
+
+
+def _begun(pipeline: Pipeline, request: Request, image: str | None) -> Generation:
+    """As `pipeline.start`, whose notices were said when all jobs were looked at."""
+    return pipeline.generate(pipeline.prepare(request, pipeline.inputs(request, image=image)))
+
+
+def notices(pipeline: Pipeline, jobs: Iterable[Job]) -> Iterator[str]:
+    """What the jobs ask for that has no effect, with the line that asks for it first."""
+    said = set[str]()
+    for job in jobs:
+        for notice in pipeline.notices(job.request):
+            if notice not in said:
+                said.add(notice)
+                yield f"{job.where}: {notice}" if job.where else notice
 
 
 Item = TypeVar("Item", bound="Step | Result")

@@ -16,7 +16,7 @@ from ..fields import FIELDS
 from ..images.files import check_destination, same_name
 from .arguments import ArgumentParser
 from .console import run_parsed, stdout_errors, tell
-from .flags import add_fields, given
+from .flags import add_fields, given, with_flags
 
 if TYPE_CHECKING:
     from ..images.metadata import Parameters
@@ -116,7 +116,7 @@ def _draw(args: argparse.Namespace) -> None:
     """The whole command: what is asked for, whether it can be, where it goes; load; draw and save."""
     from ..bundle.bundle import Bundle, find_bundle
     from ..pipeline import Pipeline
-    from .jobs import Saving, draw, error_at, missing
+    from .jobs import Saving, draw, error_at, missing, notices
 
     started = time.perf_counter()
     recorded = None if args.from_image is None else _read_picture(args.from_image)
@@ -135,6 +135,8 @@ def _draw(args: argparse.Namespace) -> None:
                 pipeline.check(job.request)
                 left.append(None if args.prompts_file is None else missing(pipeline, job, saving))
         loaded = time.perf_counter() - started
+        for notice in [] if args.quiet else notices(pipeline, jobs):
+            _note(with_flags(notice))
         for job, indices in zip(jobs, left, strict=True):
             with error_at(job.where):
                 for result, paths in draw(pipeline, job, indices, saving):
