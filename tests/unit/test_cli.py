@@ -215,7 +215,7 @@ BAD_FLAGS = [
     ((PROMPT, "--preview", "steps.jpg"), "--preview: got steps.jpg"),
     ((PROMPT, "--preview", "a.png", "--output", "a.png"), "--preview: got a.png, accepted a name of its own"),
     (("--from-image", "nowhere.png"), "picture: got nowhere.png"),
-    (("--from-image", "dot.png"), "picture: got dot.png, accepted a PNG with generation parameters"),
+    (("--from-image", "dot.png"), "picture: got dot.png, accepted a picture with generation parameters"),
     (("--prompts-file", "nowhere.txt"), "prompts file: got nowhere.txt, accepted a text file; No such file"),
     (("--prompts-file", "."), "prompts file: got ., accepted a text file; Is a directory"),
     (("--prompts-file", "dot.png"), "prompts file: got dot.png, accepted text in UTF-8"),

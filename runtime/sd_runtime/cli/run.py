@@ -54,7 +54,7 @@ def _add_prompts(parser: ArgumentParser) -> None:
     add_fields(add, ("negative_prompt",))
     add("--image", metavar="FILE", help="a picture to change: PNG, JPEG or WEBP")
     add_fields(add, ("strength", "resize"))
-    add("--from-image", type=Path, metavar="FILE", help="repeat a PNG of sd-run or AUTOMATIC1111; flags change details")
+    add("--from-image", type=Path, metavar="FILE", help="repeat a picture of sd-run or others; flags change it")
     add("--prompts-file", type=Path, metavar="FILE", help="draw every line; started again, what is missing")
     add_fields(add, ("prompt_weighting", "truncate"))
     add("--embedding", action="append", default=[], metavar="WORD=FILE", help="a textual inversion, .safetensors")
