@@ -1,8 +1,9 @@
 """export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
 
 The settings that the checkpoint's authors recommend are `_defaults` in its model_index.json, an object like
-{"num_inference_steps": 25, "guidance_scale": 2.5, "height": 128, "width": 128}; diffusers ignores names
-that start with an underscore.  Without it the defaults are those of the checkpoint's family, and the size of training.
+{"num_inference_steps": 25, "guidance_scale": 2.5, "height": 128, "width": 128}; diffusers ignores names that start with
+an underscore.  Without `_defaults`, steps and guidance are those of the checkpoint's family, and the size is that of
+its training.
 `_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
 scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
 """
@@ -30,7 +31,6 @@ from sd_runtime.bundle.manifest import (
     record_file,
 )
 from sd_runtime.bundle.schema import from_json
-from sd_runtime.engines.onnxruntime_.installation import check_loadable, installations
 from sd_runtime.errors import BundleError, DependencyError, ExportError, UsageError, one_line
 from sd_runtime.request import Defaults, make_request
 from sd_runtime.sampling import SchedulerConfig, make_plan
@@ -108,12 +108,10 @@ def _components(options: ExportOptions, checkpoint: Checkpoint) -> tuple[str, ..
 
 
 def _require_libraries() -> None:
-    """Fail before anything is downloaded if the export extra, or an ONNX Runtime to check graphs with, is not there."""
+    """Fail before anything is downloaded if the export extra is not installed."""
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        extras = "export" if installations() else "export,cpu"  # cpu would hide a build for GPUs
-        raise DependencyError(f"sd-export needs {', '.join(missing)}", remedy=f'pip install "sd-lean[{extras}]"')
-    check_loadable()
+        raise DependencyError(f"sd-export needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
 
 
 def _export_components(

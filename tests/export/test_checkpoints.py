@@ -334,7 +334,7 @@ def test_fast_decoder(sd2: Exported, sd2_pipe: Pipeline) -> None:
     result = assert_same_picture(sd2_pipe, reference, fast_decoder=True, num_inference_steps=2)
     assert result.parameters[0].extra["VAE Decoder"] == "TAESD"
     settings, unknown = recall(result.parameters[0])
-    assert settings.fast_decoder and not unknown
+    assert settings.options["fast_decoder"] and not unknown
     assert np.array_equal(sd2_pipe.decode_latents(result.latents, fast=True), result.samples)
     assert psnr(sd2_pipe.decode_latents(result.latents) / 2 + 0.5, result.samples / 2 + 0.5) < 40
 
@@ -345,7 +345,7 @@ def test_sd_run_with_the_fast_decoder(sd2: Exported, lcm: Exported, tmp_path: Pa
     assert read_parameters(tmp_path / "p.png").extra["VAE Decoder"] == "TAESD"
     capsys.readouterr()
     assert main([PROMPT, "--model", str(lcm.bundle), *flags, "--overwrite"]) == 2
-    message = "fast_decoder: got True, accepted a bundle that has one; add one: sd-export --model lcm --taesd"
+    message = "--fast-decoder: got True, accepted a bundle that has one; add one: sd-export --model lcm --taesd"
     assert message in capsys.readouterr().err
 
 

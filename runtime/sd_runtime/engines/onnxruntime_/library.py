@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
 from ...tensor import TensorSpec
+from .installation import check_loadable
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # fatal errors only are logged: all others are raised, and what is said of them is ours to say
 
 
 def import_onnxruntime() -> Any:
+    """The library.  DependencyError: there is none, or one that is too old, half uninstalled or does not load."""
+    if "onnxruntime" not in sys.modules:
+        check_loadable()
     try:
         import onnxruntime
     except ImportError as error:
         if interrupted(error):
             raise KeyboardInterrupt from error
         raise DependencyError(
-            "no engine library is installed",
-            accepted="onnxruntime or onnxruntime-gpu",
-            remedy='pip install "sd-lean[cpu]" (or "sd-lean[gpu]" for CUDA)',
+            f"ONNX Runtime does not load ({one_line(str(error), 160)})",
+            remedy='pip install --force-reinstall "sd-lean[cpu]" (or "sd-lean[gpu]" for CUDA)',
         ) from error
     onnxruntime.set_default_logger_severity(SILENT)
     return onnxruntime
