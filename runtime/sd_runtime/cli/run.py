@@ -15,7 +15,7 @@ from ..errors import BundleError, SDError, UsageError, one_line
 from ..fields import FIELDS
 from ..images.files import check_destination, same_name
 from .arguments import ArgumentParser
-from .console import run_parsed, stdout_errors, tell
+from .console import run_parsed, say, tell
 from .flags import add_fields, given, with_flags
 
 if TYPE_CHECKING:
@@ -107,9 +107,8 @@ def _list_schedulers() -> None:
 
     rows = describe()
     width = max(len(name) for name, _ in rows)
-    with stdout_errors():
-        for name, text in rows:
-            print(f"{name:<{width}}  {text}")
+    for name, text in rows:
+        say(f"{name:<{width}}  {text}")
 
 
 def _draw(args: argparse.Namespace) -> None:
@@ -232,9 +231,8 @@ def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
             _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
     for path in _withheld(result, paths):
         _note(f"black, as the safety checker withheld it: {path}")
-    with stdout_errors():
-        for path in paths:
-            print(path, flush=True)
+    for path in paths:
+        say(path)
 
 
 def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:
