@@ -29,8 +29,8 @@ def options(**fields: object) -> BuildOptions:
         ("10.0.1", "trt-basic"),
         ("10.13.3.9", "trt-basic"),
         ("10.14.1", "trt-basic"),
-        ("10.15.0", "trt"),
-        ("11.4.0", "trt"),
+        ("10.15.0", "trt-basic"),
+        ("11.4.0", "trt-basic"),
     ],
 )
 def test_each_version_gets_a_graph_that_it_parses(manifest: Manifest, version: str, form: str) -> None:
@@ -39,7 +39,7 @@ def test_each_version_gets_a_graph_that_it_parses(manifest: Manifest, version: s
 
 def test_precisions_that_cannot_be_had_say_why(manifest: Manifest) -> None:
     half = replace(manifest, precision="fp16")
-    assert form_for(half, None, "11.4.0") == ("trt", "fp16")
+    assert form_for(half, None, "11.4.0") == ("trt-basic", "fp16")
     assert form_for(manifest, "bf16", "10.15.0") == ("trt-bf16", "bf16")
     with pytest.raises(UsageError, match=r"precision bf16: got a fp16 bundle and TensorRT 11\.4"):
         form_for(half, "bf16", "11.4.0")
@@ -97,10 +97,10 @@ def test_the_fallback_reaches_as_far_as_what_was_asked_for(manifest: Manifest) -
 
 def test_models_without_guidance_take_one_row_a_picture(manifest: Manifest) -> None:
     turbo = replace(manifest, defaults=replace(manifest.defaults, guidance_scale=1.0))
-    graph = manifest.components["unet"].graphs["trt"]
+    graph = manifest.components["unet"].graphs["trt-basic"]
     scale = TensorSpec("timestep_cond", "float32", (graph.inputs[0].shape[0], 256))
     told = replace(graph, inputs=(*graph.inputs, scale))
-    unet = replace(manifest.components["unet"], graphs={"plain": told, "trt": told})
+    unet = replace(manifest.components["unet"], graphs={"plain": told, "trt-basic": told})
     consistency = replace(manifest, components={**manifest.components, "unet": unet})
     for model in (turbo, consistency):
         exact, *rest = plan_builds(model, options(batches=(3,)), "11.4.0")
@@ -125,7 +125,9 @@ def test_what_the_bundle_lacks(manifest: Manifest) -> None:
     labels = [planned.label for planned in plan_builds(replace(manifest, components=networks), options(), "11.4.0")]
     assert labels == ["unet 128x128 batch 1", "unet dynamic", "text_encoder dynamic"]
     old = {"unet": Component(networks["unet"].weights, {"plain": networks["unet"].graph()})}
-    with pytest.raises(BundleError, match="no trt graph of unet; export it again: sd-export --model demo --force"):
+    with pytest.raises(
+        BundleError, match="no trt-basic graph of unet; export it again: sd-export --model demo --force"
+    ):
         plan_builds(replace(manifest, components=old), options(), "11.4.0")
 
 

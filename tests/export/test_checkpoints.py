@@ -216,7 +216,7 @@ def test_safety_checker_in_float16(sd1: Exported, sd1_pipe: Pipeline, tmp_path: 
         np.testing.assert_allclose(got, expected[name], atol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["cpu", "trt", "trt-basic", "trt-legacy"])
+@pytest.mark.parametrize("form", ["cpu", "trt-basic", "trt-legacy"])
 def test_every_form_of_the_safety_checker_is_the_plain_one(sd1: Exported, sd1_pipe: Pipeline, form: str) -> None:
     graphs = sd1_pipe.manifest.components["safety_checker"].graphs
     feeds = {"clip_input": np.random.default_rng(1).standard_normal((2, 3, 30, 30), np.float32)}

@@ -37,7 +37,7 @@ def copy_with_engines(
     manifest, records = Bundle.open(source).manifest, []
     for name in BUILT:
         graphs = manifest.components[name].graphs
-        for form in ("trt",) if "trt" in graphs else tuple(graphs):
+        for form in ("trt-basic",) if "trt-basic" in graphs else tuple(graphs):
             record = add_engine(target, manifest, name, form, whole_range(graphs[form].inputs), f"{name}-{form}")
             changed = change(record)
             records += [] if changed is None else [changed]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ENGINE_PRECISIONS: Final = ("fp32", "fp16", "bf16")
 STEP = 64  # pixels; Stable Diffusion's UNet halves its latents three times
-NATIVE_ATTENTION: Final = (10, 15)  # parses Attention, and GroupNormalization as of opset 21
+BFLOAT16: Final = (10, 15)  # has a layer for GroupNormalization as of opset 21; older opsets know no bfloat16
 STRONGLY_TYPED: Final = (10, 0)  # takes precision from the graph; version 11 knows nothing else
 OLDEST: Final = (8, 5)
 
@@ -107,7 +107,7 @@ def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) 
     if version < OLDEST:
         raise UsageError("TensorRT", got=tensorrt, accepted="8.5 or newer")
     if precision == "bf16":
-        if manifest.precision != "fp32" or version < NATIVE_ATTENTION:
+        if manifest.precision != "fp32" or version < BFLOAT16:
             got = f"a {manifest.precision} bundle and TensorRT {tensorrt}"
             raise UsageError("precision bf16", got=got, accepted="a fp32 bundle and TensorRT 10.15 or newer")
         return "trt-bf16", precision
@@ -116,7 +116,7 @@ def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) 
         raise UsageError("precision", got=precision, accepted=f"{manifest.precision}, the bundle's", remedy=remedy)
     if version < STRONGLY_TYPED:
         return "trt-legacy", precision
-    return ("trt" if version >= NATIVE_ATTENTION else "trt-basic"), precision
+    return "trt-basic", precision
 
 
 def _at_once(component: str, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
