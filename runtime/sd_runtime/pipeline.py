@@ -30,7 +30,7 @@ from .generation import Generation, Stages
 from .images.convert import Picture, from_pictures
 from .images.metadata import Parameters
 from .images.preview import SD1_PREVIEW
-from .inputs import NO_INPUTS, Inputs, check_latents, check_size, make_inputs
+from .inputs import NO_INPUTS, Inputs, as_latents, check_size, make_inputs
 from .loop.guidance import Guidance
 from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
@@ -42,7 +42,7 @@ from .prepared import Prepared, in_batches
 from .prompt import PromptEmbeddings, TokenEmbeddings, TokenizedPrompts, Tokenizer, encode_prompts, tokenize_prompts
 from .prompt.chunks import LENGTH
 from .provenance import describe, unused
-from .request import DEFAULT_STRENGTH, Options, Request, make_request
+from .request import DEFAULT_STRENGTH, Options, Request, check_request, make_request
 from .result import Result, Step, asks_to_stop
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .tensor import Array
@@ -128,11 +128,13 @@ class Pipeline:
 
         image: what to change instead of starting from noise alone: one for all prompts, or one each, of the kinds that
         `from_pictures` takes; strength, by default 0.8, is how much of it is noised away.
-        latents: (B, 4, height/8, width/8) float32 unit noise to start from instead of the seeds' noise.
+        latents: (B, 4, height/8, width/8) unit noise to start from instead of the seeds' noise.
         decode: False leaves it at the latents.
         callback: called after every step; one that returns False, or anything else that is false but None, stops the
         run, and the picture is there as far as it came.
         """
+        if callback is not None and not callable(callback):
+            raise UsageError("callback", got=callback, accepted="a function of a Step")
         if image is not None and options.get("strength") is None:
             options["strength"] = DEFAULT_STRENGTH
         generation = self.start(make_request(self.manifest.defaults, prompt, **options), image=image, latents=latents)
@@ -149,6 +151,7 @@ class Pipeline:
         latents: Array | None = None,
     ) -> Generation:
         """Prepare a request; the steps run as the Generation is iterated."""
+        check_request(request)
         for notice in self.notices(request):
             warn(notice)
         return self.generate(self.prepare(request, self.inputs(request, image=image, latents=latents)))
@@ -166,6 +169,7 @@ class Pipeline:
 
     def prepare(self, request: Request, inputs: Inputs = NO_INPUTS) -> Prepared:
         """Make a request ready to run: its prompts and its pictures are encoded here, once."""
+        check_request(request)
         plan, started = self.plan(request), time.perf_counter()
         embeddings = self.encode_prompts(request)
         encoded = time.perf_counter()
@@ -197,6 +201,9 @@ class Pipeline:
     def scheduler(self, request: Request) -> SchedulerConfig:
         """The sampler that a request names, with the checkpoint's own training schedule."""
         config = self.scheduler_config
+        if not isinstance(config, SchedulerConfig):
+            remedy = "make one with SchedulerConfig.from_dict, or name a sampler as `scheduler`"
+            raise UsageError("scheduler_config", got=type(config).__name__, accepted="SchedulerConfig", remedy=remedy)
         return config if request.scheduler is None else config.switched(resolve(request.scheduler))
 
     def parameters(self, request: Request, image: int, inputs: Inputs = NO_INPUTS) -> Parameters:
@@ -219,6 +226,8 @@ class Pipeline:
         """Learn a word from a .safetensors file and return it; `token` is the word if the file's own will not do.
 
         UsageError: not such a file, of another width than this model's, or a word that is taken."""
+        if not isinstance(path, (str, Path)):
+            raise UsageError("textual inversion", got=type(path).__name__, accepted="the path of a .safetensors file")
         word, vectors = load_textual_inversion(Path(path), token)
         inversions = {**self.inversions, word: vectors}
         if len(inversions) == len(self.inversions):
@@ -267,9 +276,7 @@ class Pipeline:
         width, height = width or defaults.width, height or defaults.height
         check_size(height, width, self._sample_ranges(), self.manifest.latent.pixels)
         posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
-        return (
-            posterior.mean if noise is None else posterior.sample(check_latents("noise", noise, posterior.mean.shape))
-        )
+        return posterior.mean if noise is None else posterior.sample(as_latents("noise", noise, posterior.mean.shape))
 
     def encode_samples(self, samples: Array) -> Posterior:
         """(B, 3, 8h, 8w) float32 samples in [-1, 1] → what the VAE encoder says of their latents."""
@@ -277,7 +284,8 @@ class Pipeline:
 
     def decode_latents(self, latents: Array, *, fast: bool = False) -> Array:
         """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]; `fast`: by the TAESD."""
-        return self.decode(latents, fast=fast).samples
+        checked = as_latents("latents", latents, (None, self.manifest.latent.channels, None, None))
+        return self.decode(checked, fast=fast).samples
 
     def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
         """As `decode_latents`, with the pixels of the pictures where the GPU has made them."""
@@ -289,6 +297,7 @@ class Pipeline:
 
     def check(self, request: Request) -> None:
         """UsageError if the bundle cannot draw this: its size, its sampler with these steps, or its prompts."""
+        check_request(request)
         check_size(request.height, request.width, self._sample_ranges(), self.manifest.latent.pixels)
         if request.fast_decoder and "taesd" not in self.manifest.components:
             remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"

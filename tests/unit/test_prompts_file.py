@@ -191,10 +191,13 @@ def test_a_preview_of_the_run_before_is_in_nobodys_way(folder: Path, demo_bundle
 BAD_LINES: list[tuple[dict[str, Any] | str, str]] = [
     ({"prompt": RING, "width": 100}, "prompts.txt line 2: width: got 100, accepted multiples of 8"),
     ({"prompt": RING, "scheduler": "x"}, "prompts.txt line 2: scheduler: got x"),
-    ({"prompt": RING, "eta": 0.5}, "prompts.txt line 2: eta: got 0.5"),
+    (
+        {"prompt": RING, "eta": 0.5},
+        "prompts.txt line 2: --eta for a sampler without one, as all but ddim and tcd",
+    ),
     ({"seed": 3}, "prompts.txt line 2: prompt: got none"),
     ({"prompt": RING, "image": "no.png"}, "prompts.txt line 2: picture: got no.png"),
-    ({"prompt": RING, "strength": 0.5}, "prompts.txt line 2: strength: got 0.5"),
+    ({"prompt": RING, "strength": 0.5}, "prompts.txt line 2: --strength without a picture to change: got 0.5"),
     ({"prompt": RING, "num_inference_steps": 0}, "prompts.txt line 2: num_inference_steps: got 0"),
     ('{"prompt": "\\ud800"}', "prompts.txt line 2: prompt: got U+D800"),
 ]

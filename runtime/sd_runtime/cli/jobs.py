@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import SDError, UsageError, one_line
-from ..images.convert import grid, open_picture
+from ..images.convert import check_scaling, grid, open_picture
 from ..images.files import FileTakenError, check_destination, expand_pattern, write_file
 from ..images.metadata import Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
 from ..images.preview import strip
@@ -84,7 +84,8 @@ def make_jobs(lines: Sequence[tuple[str, Settings]], defaults: Defaults, pattern
             request = settings.request(defaults)
             cells = None if settings.grid is None else settings.cells(settings.grid)
             if settings.image is not None:
-                open_picture(settings.image).close()
+                with open_picture(settings.image) as picture:
+                    check_scaling(picture, (request.width, request.height), request.resize)
         jobs.append(Job(where, request, settings.image, cells, settings.options.get("seed") is not None))
     return jobs if pattern is None else _placed(jobs, pattern)
 

@@ -30,6 +30,18 @@ class Evaluated:
         self.latents.setflags(write=False)  # the loop goes on from them
 
 
+def overflow(plan: SamplingPlan, index: int, sample: Array, output: Array) -> NumericalError:
+    """What was the first to hold NaN or infinity in an evaluation whose guided prediction does."""
+    step = f"step {index + 1} of {len(plan)} (timestep {plan.timesteps[index]:g})"
+    if not all_finite(sample):
+        what, remedy = f"latents before {step}", "lower `guidance_scale`, or take another sampler"
+    elif not all_finite(output):
+        what, remedy = f"UNet output in {step}", EXPORT_IN_FP32
+    else:
+        what, remedy = f"prediction after guidance in {step}", "lower `guidance_scale` or `guidance_rescale`"
+    return NumericalError(what, got="NaN or infinity", remedy=remedy)
+
+
 def denoise(
     unet: Engine,
     plan: SamplingPlan,
@@ -55,13 +67,11 @@ def denoise(
             halves[:] = state[0].reshape(latents.shape)
             timestep[0] = plan.timesteps[index]
             output = unet.run({"sample": sample, "timestep": timestep, **placed})["out_sample"]
-            prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is an error below
+                prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
             if not all_finite(prediction):
-                raise NumericalError(
-                    f"UNet output in step {index + 1} of {len(plan.timesteps)} (timestep {plan.timesteps[index]:g})",
-                    got="NaN or infinity",
-                    remedy=f"lower `guidance_scale`, or {EXPORT_IN_FP32}",
-                )
+                raise overflow(plan, index, sample, output)
             fresh = noise.draw(tuple(image_shape)).ravel() if plan.draws[index] else None
-            state = plan.advance(index, state, prediction.ravel(), fresh)
+            with np.errstate(over="ignore", invalid="ignore"):
+                state = plan.advance(index, state, prediction.ravel(), fresh)
             yield Evaluated(index, len(plan.timesteps), float(plan.timesteps[index]), state[0].reshape(latents.shape))
