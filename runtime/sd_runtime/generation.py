@@ -58,6 +58,17 @@ class Batch:
     evaluations: int = 0
 
 
+def asks_to_stop(answer: object) -> bool:
+    """Whether a callback's answer ends the run: whatever is false, but for the None of a function without an answer.
+
+    UsageError: an answer that is neither true nor false, as an array of several numbers."""
+    try:
+        return answer is not None and not answer
+    except Exception as error:
+        accepted = "None or True to go on, False to stop"
+        raise UsageError("answer of the callback", got=type(answer).__name__, accepted=accepted) from error
+
+
 class Generation:
     """A request being drawn.  Nothing runs but inside `next()` and what is said here: dropping it cancels the work.
 
@@ -159,6 +170,14 @@ class Generation:
         if self._current is not None:  # it was stopped
             batch, self._current = self._current, None
             yield self._result([batch])
+
+    def run(self, callback: Callable[[Step], object] | None = None) -> None:
+        """Run all steps, `callback` after each; see `asks_to_stop`.  UsageError: it cannot be called."""
+        if callback is not None and not callable(callback):
+            raise UsageError("callback", got=callback, accepted="a function of a Step")
+        for step in self:
+            if callback is not None and asks_to_stop(callback(step)):
+                self.stop()
 
     def stop(self) -> None:
         """No further step is run."""

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .adapters.textual_inversion import load_textual_inversion
 from .bundle.bundle import Bundle, find_bundle
 from .bundle.catalogue import EAGER
 from .bundle.manifest import Manifest
-from .bundle.safetensors_file import open_safetensors
 from .engines.backend import Backend
 from .engines.engines import Engines
 from .errors import UsageError
@@ -34,16 +32,15 @@ from .inputs import NO_INPUTS, Inputs, as_latents, check_size, make_inputs
 from .loop.guidance import Guidance
 from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
-from .networks.text_encoder import TOKEN_EMBEDDING
-from .networks.unet import guidance_width, most_positions, sample_ranges
+from .networks.unet import guidance_width, sample_ranges
 from .networks.vae import Decoded, Posterior, encode
 from .notices import warn
 from .prepared import Prepared, in_batches
-from .prompt import PromptEmbeddings, TokenEmbeddings, TokenizedPrompts, Tokenizer, encode_prompts, tokenize_prompts
-from .prompt.chunks import LENGTH
+from .prompt import PromptEmbeddings, Tokenizer
+from .prompt_encoder import PromptEncoder
 from .provenance import describe, unused
 from .request import DEFAULT_STRENGTH, Options, Request, check_request, make_request
-from .result import Result, Step, asks_to_stop
+from .result import Result, Step
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .tensor import Array
 
@@ -64,10 +61,10 @@ class Pipeline:
     ) -> None:
         """Use `Pipeline.load`; the parts are taken apart here for tests and embedders."""
         self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
+        self.prompts = PromptEncoder(bundle, engines, tokenizer)
         self.loops = Loops(bundle, engines)
         self.scheduler_config = scheduler_config
         self.safety_checker = safety_checker  # as in diffusers, None turns it off
-        self.inversions: dict[str, Array] = {}  # the words of textual inversions, each with its vectors (k, D)
         preview = bundle.manifest.latent.preview
         self.preview_matrix = SD1_PREVIEW if preview is None else np.array(preview, np.float32)
 
@@ -133,14 +130,10 @@ class Pipeline:
         callback: called after every step; one that returns False, or anything else that is false but None, stops the
         run, and the picture is there as far as it came.
         """
-        if callback is not None and not callable(callback):
-            raise UsageError("callback", got=callback, accepted="a function of a Step")
         if image is not None and options.get("strength") is None:
             options["strength"] = DEFAULT_STRENGTH
         generation = self.start(make_request(self.manifest.defaults, prompt, **options), image=image, latents=latents)
-        for step in generation:
-            if callback is not None and asks_to_stop(callback(step)):
-                generation.stop()
+        generation.run(callback)
         return generation.result(decode=decode)
 
     def start(
@@ -208,15 +201,8 @@ class Pipeline:
 
     def parameters(self, request: Request, image: int, inputs: Inputs = NO_INPUTS) -> Parameters:
         """What picture `image` of a request should say about itself: enough to repeat it."""
-        return describe(
-            request,
-            image,
-            inputs,
-            manifest=self.manifest,
-            own_scheduler=self.scheduler_config,
-            inversions=self.inversions,
-            guidance=self.guidance(request),
-        )
+        own, words, told = self.scheduler_config, self.prompts.inversions, self.guidance(request)
+        return describe(request, image, inputs, told, manifest=self.manifest, own_scheduler=own, inversions=words)
 
     def notices(self, request: Request) -> list[str]:
         """What a request asks for that has no effect, a line each; `start` says it, too."""
@@ -226,39 +212,10 @@ class Pipeline:
         """Learn a word from a .safetensors file and return it; `token` is the word if the file's own will not do.
 
         UsageError: not such a file, of another width than this model's, or a word that is taken."""
-        if not isinstance(path, (str, Path)):
-            raise UsageError("textual inversion", got=type(path).__name__, accepted="the path of a .safetensors file")
-        word, vectors = load_textual_inversion(Path(path), token)
-        inversions = {**self.inversions, word: vectors}
-        if len(inversions) == len(self.inversions):
-            raise UsageError("textual inversion: word", got=word, accepted="a word that is not taken")
-        TokenEmbeddings(self._token_embeddings(), inversions)  # checks them together
-        self.inversions = inversions
-        return word
-
-    def _token_embeddings(self) -> Array:
-        """(V, D), the text encoder's own table, memory-mapped; its file's digest was checked when it was loaded."""
-        weights = self.bundle.component("text_encoder").weights
-        return open_safetensors(self.bundle.path(weights or ""))[TOKEN_EMBEDDING]
+        return self.prompts.learn(path, token)
 
     def encode_prompts(self, request: Request) -> PromptEmbeddings:
-        learnt = self._learnt()
-        text_encoder = self.engines.engine("text_encoder", "embeds" if learnt else "plain")
-        return encode_prompts(text_encoder, self.tokenizer, self._tokenize(request, learnt), learnt)
-
-    def _learnt(self) -> TokenEmbeddings | None:
-        return TokenEmbeddings(self._token_embeddings(), self.inversions) if self.inversions else None
-
-    def _tokenize(self, request: Request, learnt: TokenEmbeddings | None) -> TokenizedPrompts:
-        return tokenize_prompts(
-            self.tokenizer,
-            request.prompts,
-            request.negative_prompts if self.guidance(request).on else None,
-            weighting=request.prompt_weighting,
-            truncate=request.truncate,
-            embeddings=learnt,
-            most_chunks=most_positions(self.engines.engine("unet")) // LENGTH,
-        )
+        return self.prompts.encode(request, negative=self.guidance(request).on)
 
     def encode_image(
         self,
@@ -303,7 +260,7 @@ class Pipeline:
             remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"
             raise UsageError("fast_decoder", got=True, accepted="a bundle that has one", remedy=remedy)
         self.plan(request)
-        self._tokenize(request, self._learnt())
+        self.prompts.tokenize(request, negative=self.guidance(request).on)
 
     def guidance(self, request: Request) -> Guidance:
         """How the request's pictures are guided: the UNet's inputs tell whether it does that itself."""

@@ -45,11 +45,11 @@ def describe(
     request: Request,
     image: int,
     inputs: Inputs,
+    guidance: Guidance,
     *,
     manifest: Manifest,
     own_scheduler: SchedulerConfig,
     inversions: Mapping[str, Array],
-    guidance: Guidance,
 ) -> Parameters:
     """What picture `image` of a request should say about itself: what it was drawn with, see `unused`."""
     if unused(request, guidance):

@@ -61,17 +61,6 @@ class Step:
         return preview(self.model_input, self.preview_matrix)
 
 
-def asks_to_stop(answer: object) -> bool:
-    """Whether a callback's answer ends the run: whatever is false, but for the None of a function without an answer.
-
-    UsageError: an answer that is neither true nor false, as an array of several numbers."""
-    try:
-        return answer is not None and not answer
-    except Exception as error:
-        accepted = "None or True to go on, False to stop"
-        raise UsageError("answer of the callback", got=type(answer).__name__, accepted=accepted) from error
-
-
 @dataclass(frozen=True)
 class Timings:
     """Seconds of wall-clock time by stage."""

@@ -163,11 +163,11 @@ def test_a_learnt_word(sd_run: SdRun, tmp_path: Path, pipe: Pipeline, monkeypatc
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    monkeypatch.setattr(pipe, "inversions", {})
+    monkeypatch.setattr(pipe.prompts, "inversions", {})
     save_file({"emb_params": torch.ones(1, 64)}, tmp_path / "thing.safetensors")
     assert sd_run("a sks star", "--embedding", "sks=thing.safetensors", "--output", "a.png").code == 0
     assert "sks: " in read_parameters("a.png").extra["TI hashes"]
-    monkeypatch.setattr(pipe, "inversions", {})
+    monkeypatch.setattr(pipe.prompts, "inversions", {})
     outcome = sd_run("--from-image", "a.png", "--output", "b.png")
     assert outcome.code == 0
     assert "sd-run: not drawn as a.png was: TI hashes: sks: " in outcome.err

@@ -184,7 +184,7 @@ def test_a_word_that_is_no_text(pipe: Pipeline, tmp_path: Path, monkeypatch: pyt
     for wrong in (3, {"a": 1}, None, b"x"):
         with pytest.raises(UsageError, match=r"^textual inversion: got \w+, accepted the path of a \.safetensors"):
             pipe.load_textual_inversion(wrong)  # type: ignore[arg-type]
-    assert not pipe.inversions
+    assert not pipe.prompts.inversions
 
 
 @pytest.mark.parametrize("name", ["a\ud800", "a\0b", "~nosuch/demo", "x" * 5000])
