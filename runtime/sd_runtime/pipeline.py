@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -33,7 +32,7 @@ from .loop.guidance import Guidance
 from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
 from .networks.unet import guidance_width, sample_ranges
-from .networks.vae import Decoded, Posterior, encode
+from .networks.vae import Posterior, encode
 from .notices import warn
 from .prepared import Prepared, in_batches
 from .prompt import PromptEmbeddings, Tokenizer
@@ -242,11 +241,7 @@ class Pipeline:
     def decode_latents(self, latents: Array, *, fast: bool = False) -> Array:
         """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]; `fast`: by the TAESD."""
         checked = as_latents("latents", latents, (None, self.manifest.latent.channels, None, None))
-        return self.decode(checked, fast=fast).samples
-
-    def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
-        """As `decode_latents`, with the pixels of the pictures where the GPU has made them."""
-        return self.loops.decode(latents, fast=fast)
+        return self.loops.decode(checked, fast=fast).samples
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         latent = self.manifest.latent
@@ -268,13 +263,10 @@ class Pipeline:
 
     def plan(self, request: Request) -> SamplingPlan:
         """The request's sampler and steps as a table."""
-        return make_plan(
-            self.scheduler(request),
-            request.num_inference_steps,
-            strength=1.0 if request.strength is None else request.strength,
-            eta=request.eta,
-            keep_steps=guidance_width(self.engines.engine("unet")) is not None,
-        )
+        strength = 1.0 if request.strength is None else request.strength
+        distilled = guidance_width(self.engines.engine("unet")) is not None
+        config, steps = self.scheduler(request), request.num_inference_steps
+        return make_plan(config, steps, strength=strength, eta=request.eta, keep_steps=distilled)
 
     def _sample_ranges(self) -> tuple[tuple[int, int], ...]:
         return sample_ranges(self.engines.engine("unet"))
@@ -292,7 +284,5 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

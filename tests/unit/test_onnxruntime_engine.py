@@ -9,37 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 from sd_runtime.engines.onnxruntime_ import cpu as backend
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.errors import EngineError, OutOfMemoryError
 from sd_runtime.tensor import Dim, TensorSpec
-
-X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
-Y = TensorSpec("y", "float32", (Dim("batch", 1, 2, 4), 2))
-WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
-
-
-def make_graph(folder: Path) -> bytes:
-    """y = x @ w, with w in a file beside the graph."""
-    (folder / "w.bin").write_bytes(b"\0" * 64 + WEIGHTS.tobytes())
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=WEIGHTS.shape)
-    weight.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "w.bin"), ("offset", "64"), ("length", str(WEIGHTS.nbytes))):
-        weight.external_data.add(key=key, value=value)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
-        [weight],
-    )
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    return model.SerializeToString()
+from tiny_graphs import WEIGHTS, X, Y, product_graph
 
 
 def make_engine(folder: Path, **changed: object) -> OnnxRuntimeEngine:
-    arguments = {"graph": make_graph(folder), "folder": folder, "inputs": (X,), "outputs": (Y,)} | changed
+    arguments = {"graph": product_graph(folder), "folder": folder, "inputs": (X,), "outputs": (Y,)} | changed
     return OnnxRuntimeEngine(**arguments)  # type: ignore[arg-type]
 
 
@@ -69,7 +47,7 @@ def test_graph_that_is_not_the_manifests(tmp_path: Path) -> None:
 def test_corrupt_graph_and_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot load the graph"):
         make_engine(tmp_path, graph=b"not onnx")
-    graph = make_graph(tmp_path)
+    graph = product_graph(tmp_path)
     (tmp_path / "w.bin").unlink()
     with pytest.raises(EngineError, match="cannot load the graph"):
         OnnxRuntimeEngine(graph, tmp_path, (X,), (Y,))
@@ -92,7 +70,7 @@ raise ImportError("cannot load its module") from caught
 
 
 def test_what_it_raises_is_not_logged_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = onnx.load_from_string(make_graph(tmp_path))
+    model = onnx.load_from_string(product_graph(tmp_path))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "wide"
     wide = replace(X, shape=(Dim("batch", 1, 2, 4), Dim("wide", 1, 3, 9)))
     engine = make_engine(tmp_path, graph=model.SerializeToString(), inputs=(wide,))

@@ -124,7 +124,7 @@ def test_fault_23_a_decoder_that_overflows_gives_no_black_picture(machine: FakeG
             pipeline.decode_latents(latents)
         assert np.isfinite(pipeline.decode_latents(np.zeros_like(latents))).all()
         with pytest.raises(NumericalError, match=r"^latents of picture 2: got NaN or infinity$"):
-            pipeline.decode(np.stack([np.zeros_like(latents[0]), np.full_like(latents[0], np.nan)]))
+            pipeline.loops.decode(np.stack([np.zeros_like(latents[0]), np.full_like(latents[0], np.nan)]))
 
 
 # ---- engines as they are planned, and requests that they were not built for ------------------------------------------

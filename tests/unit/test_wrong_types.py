@@ -226,5 +226,5 @@ def test_fault_23_the_right_network_is_named(pipe: Pipeline, monkeypatch: pytest
     with pytest.raises(SDError, match=r"^samples of picture 1: got NaN or infinity$"):
         encode(encoder, np.full((1, 3, 8, 8), np.nan, np.float32), 1.0)
     with pytest.raises(SDError, match=r"^latents of picture 1: got NaN or infinity$"):
-        pipe.decode(np.full((1, 4, 16, 16), np.nan, np.float32))
+        pipe.loops.decode(np.full((1, 4, 16, 16), np.nan, np.float32))
     assert Decoded(np.zeros((1, 3, 8, 8), np.float32)).pixels is None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
-from ...tensor import TensorSpec
+from ...tensor import TensorSpec, check_names
 from .installation import check_loadable
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -60,14 +60,8 @@ def open_session(
         session = import_onnxruntime().InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
         raise translate(error, f"cannot load the graph in {folder}") from error
-    for kind, specs, nodes in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
-        declared, actual = {s.name for s in specs}, {n.name for n in nodes}
-        if declared - actual or (kind == "inputs" and declared != actual):
-            raise EngineError(
-                f"graph {kind} differ from the manifest",
-                got=", ".join(sorted(actual)),
-                accepted=", ".join(sorted(declared)),
-            )
+    check_names("inputs", inputs, [node.name for node in session.get_inputs()])
+    check_names("outputs", outputs, [node.name for node in session.get_outputs()])
     return session
 
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError
-from ...tensor import Array, FeedCheck, TensorSpec
+from ...tensor import Array, FeedCheck, TensorSpec, check_names
 from ..protocol import Feed
-from .library import translate
+from .library import translated
 
 CPU = "CPU"
 
@@ -34,15 +33,11 @@ class OpenVINOEngine:
         EngineError: it cannot be loaded, or its inputs and outputs are not those of the manifest."""
         self.inputs, self.outputs = inputs, outputs
         self._check = FeedCheck(inputs)
-        try:
+        with translated(f"cannot load the graph {graph}"):
             model = core.read_model(str(graph))
-            _compare("inputs", inputs, model.inputs)
-            _compare("outputs", outputs, model.outputs)
+            check_names("inputs", inputs, [name for port in model.inputs for name in port.names])
+            check_names("outputs", outputs, [name for port in model.outputs for name in port.names])
             self._compiled = core.compile_model(model, CPU, dict(options))
-        except Exception as error:  # OpenVINO's exceptions have no common base but Exception
-            if isinstance(error, EngineError):
-                raise
-            raise translate(error, f"cannot load the graph {graph}") from error
 
     def place(self, name: str, array: Array) -> Feed:
         """`array` itself: it is where the graph reads it."""
@@ -52,22 +47,10 @@ class OpenVINOEngine:
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         """A request of its own for each run, which takes 0.04 ms: several threads may call this at once."""
         self._check(feeds)
-        try:
+        with translated("the engine failed while running"):
             results = self._compiled.create_infer_request().infer(dict(feeds), share_inputs=True)
             return {spec.name: results[spec.name] for spec in self.outputs}  # copies, which the request does not keep
-        except Exception as error:  # OpenVINO's exceptions have no common base but Exception
-            raise translate(error, "the engine failed while running") from error
 
     def close(self) -> None:
         """Release the compiled graph and its memory; `run` must not be called afterwards."""
         del self._compiled
-
-
-def _compare(kind: str, specs: tuple[TensorSpec, ...], ports: list[Any]) -> None:
-    declared, actual = {spec.name for spec in specs}, {name for port in ports for name in port.names}
-    if declared - actual or (kind == "inputs" and declared != actual):
-        raise EngineError(
-            f"graph {kind} differ from the manifest",
-            got=", ".join(sorted(actual)),
-            accepted=", ".join(sorted(declared)),
-        )
