@@ -89,6 +89,20 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_what_the_umask_leaves_or_those_of_the_replaced(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        path = write_file(tmp_path / "a.png", b"data")
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+        path.chmod(0o640)
+        write_file(path, b"more", overwrite=True)
+        assert path.stat().st_mode & 0o777 == 0o640
+        assert write_file(tmp_path / "b.png", b"data", overwrite=True).stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
 def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
     path = write_file(tmp_path / "a.png", b"data")
     assert path.read_bytes() == b"data"

@@ -119,10 +119,12 @@ def test_stopping_early_gives_the_picture_as_far_as_it_came(machine: FakeGpu, bu
 
 def test_fault_23_a_decoder_that_overflows_gives_no_black_picture(machine: FakeGpu, bundle: Path) -> None:
     with Pipeline.load(bundle) as pipeline:
-        latents = np.full((2, 4, 16, 16), np.nan, np.float32)
+        latents = np.full((2, 4, 16, 16), 3e37, np.float32)
         with pytest.raises(NumericalError, match="VAE decoder output of picture 1: got NaN or infinity"):
             pipeline.decode_latents(latents)
         assert np.isfinite(pipeline.decode_latents(np.zeros_like(latents))).all()
+        with pytest.raises(NumericalError, match=r"^latents of picture 2: got NaN or infinity$"):
+            pipeline.loops.decode(np.stack([np.zeros_like(latents[0]), np.full_like(latents[0], np.nan)]))
 
 
 # ---- engines as they are planned, and requests that they were not built for ------------------------------------------

@@ -170,6 +170,8 @@ def _status(path: Path, absent: tuple[int, ...] = _ABSENT) -> os.stat_result | N
     """None where there is no such file: the system's error is one of `absent`."""
     try:
         return path.stat()
+    except ValueError:  # NUL or a lone surrogate, which no file's name holds
+        return None
     except OSError as error:
         if error.errno in absent:
             return None

@@ -13,11 +13,12 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from ..errors import SDError, one_line
+from ..errors import SDError, one_line, printable
 from ..notices import muted
 from .flags import in_flags
 
@@ -64,7 +65,7 @@ def run_parsed(
 
     def parsed() -> None:
         args = parser().parse_args(argv)
-        with muted(args.quiet):
+        with muted(args.quiet), warnings_in_lines(program, args.quiet):
             command(args)
 
     return run(program, parsed, names)
@@ -85,7 +86,27 @@ def stdout_errors() -> Iterator[None]:
 def tell(message: str) -> None:
     """Write a line to stderr; where that fails, nobody listens, and the work goes on."""
     with suppress(OSError):
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
+
+
+def say(line: object) -> None:
+    """Write a line to stdout, at once.  SDError: it cannot be written."""
+    with stdout_errors():
+        print(printable(str(line)), flush=True)
+
+
+@contextmanager
+def warnings_in_lines(program: str, quiet: bool) -> Iterator[None]:
+    """Python's warnings, which libraries raise over files, as lines of `program`; none of them if `quiet`."""
+
+    def show(message: Warning | str, category: type[Warning], *place: object, **line: object) -> None:
+        tell(f"{program}: {category.__name__}: {message}")
+
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        warnings.showwarning = show
+        yield
 
 
 def _prepare_streams() -> None:
@@ -109,7 +130,7 @@ def _discard(stream: TextIO) -> None:
 def _fail(program: str, message: str, code: int) -> int:
     """Say `message` on stderr, with the traceback first if the user asked for it."""
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
-        with suppress(OSError):
-            traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            tell(line)
     tell(f"{program}: {message}")
     return code

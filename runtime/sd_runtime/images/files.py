@@ -97,6 +97,30 @@ def free_names(folder: Path, stem: str = "picture") -> Iterator[Path]:
         yield folder / f"{stem}-{number:04}.png"
 
 
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def why_unreadable(path: Path, *, streams: bool = False) -> str | None:
+    """Why there is no regular file, or with `streams` pipe or device, to read at `path`, in words; None: there is."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ENOENT and path.is_symlink():
+            return f"it is a link to '{one_line(str(path.readlink()))}', which is not there"
+        return {
+            None: "no file can have this name",
+            errno.ENOENT: "there is no such file",
+            errno.ENOTDIR: "there is no such file",
+            errno.ELOOP: "it is a link that leads to itself",
+            errno.ENAMETOOLONG: "the name is too long",
+            errno.EACCES: "you may not look into its folder",
+        }.get(number) or str(error)
+    if stat.S_ISREG(mode) or (streams and not stat.S_ISDIR(mode)):
+        return None if os.access(path, os.R_OK) else "you may not read it"
+    return "it is a folder" if stat.S_ISDIR(mode) else "it is a device or a pipe"
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +146,7 @@ def same_name(path: Path, other: Path) -> bool:
 def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     """Write `data` so that `path` is at every moment the old file, none, or the complete new one.
 
+    A new file gets the permissions that the umask leaves, one that replaces another those of the other.
     FileTakenError where the name is in use and `overwrite` is False, also when another process took it meanwhile;
     UsageError for an impossible name or a missing folder; SDError for what the system refuses."""
     with _errors_about(path):
@@ -129,6 +154,8 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
         try:
             _write_and_sync(temporary, data)
             if overwrite:
+                with suppress(FileNotFoundError):
+                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
                 temporary.replace(path)
             else:
                 _publish(temporary, path)

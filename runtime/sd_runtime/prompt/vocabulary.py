@@ -28,6 +28,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+MAX_IDS = 1 << 24  # hundreds of times CLIP's 49408; ids go to the network as int64
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_ROLES = {
     "bos_token": "<|startoftext|>",
@@ -75,15 +76,19 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
     combined = _json_object(files, "tokenizer.json")
     try:
         ids, merges = _combined_tables(combined) if combined else _separate_tables(files)
-        if set(map(type, ids.values())) != {int}:
-            raise BundleError("tokenizer: vocabulary", accepted="text → id")
+        wrong = next(((token, i) for token, i in ids.items() if type(i) is not int or not 0 <= i < MAX_IDS), None)
+        if wrong is not None or not ids:
+            file = "tokenizer.json" if combined else "vocab.json"
+            accepted = f"text → id, each a whole number from 0 to {MAX_IDS - 1}"
+            raise BundleError(f"tokenizer: vocabulary in {file}", got=wrong, accepted=accepted)
         if "added_tokens_decoder" not in config:
             config = {**config, **_json_object(files, "special_tokens_map.json")}
         added = _added_tokens(files, config, combined)
         roles = {role: _added_token(config.get(role) or DEFAULT_ROLES[role]).content for role in DEFAULT_ROLES}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        names = ", ".join(name for name in FILES if name in files)
         raise BundleError(
-            f"tokenizer: files not understood ({type(error).__name__}: {one_line(str(error))})"
+            f"tokenizer: files not understood: {names} ({type(error).__name__}: {one_line(str(error))})"
         ) from error
     # The same content may be listed twice with different flags; the later one counts, as in transformers.
     last = {token.content: token for token in added if token.content}
