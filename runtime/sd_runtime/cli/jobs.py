@@ -234,14 +234,13 @@ def _begun(pipeline: Pipeline, request: Request, image: str | None) -> Generatio
     return pipeline.generate(pipeline.prepare(request, pipeline.inputs(request, image=image)))
 
 
-def notices(pipeline: Pipeline, jobs: Iterable[Job]) -> Iterator[str]:
+def notices(pipeline: Pipeline, jobs: Iterable[Job]) -> list[str]:
     """What the jobs ask for that has no effect, with the line that asks for it first."""
-    said = set[str]()
+    said = dict[str, str]()
     for job in jobs:
         for notice in pipeline.notices(job.request):
-            if notice not in said:
-                said.add(notice)
-                yield f"{job.where}: {notice}" if job.where else notice
+            said.setdefault(notice, job.where)
+    return [f"{where}: {notice}" if where else notice for notice, where in said.items()]
 
 
 Item = TypeVar("Item", bound="Step | Result")
