@@ -22,7 +22,7 @@ from .bundle.manifest import Manifest
 from .engines.backend import Backend
 from .engines.engines import Engines
 from .errors import UsageError
-from .fields import Resize
+from .fields import Resize, check
 from .generation import Generation, Stages
 from .images.convert import Picture, from_pictures
 from .images.metadata import Parameters
@@ -143,7 +143,6 @@ class Pipeline:
         latents: Array | None = None,
     ) -> Generation:
         """Prepare a request; the steps run as the Generation is iterated."""
-        check_request(request)
         for notice in self.notices(request):
             warn(notice)
         return self.generate(self.prepare(request, self.inputs(request, image=image, latents=latents)))
@@ -161,7 +160,6 @@ class Pipeline:
 
     def prepare(self, request: Request, inputs: Inputs = NO_INPUTS) -> Prepared:
         """Make a request ready to run: its prompts and its pictures are encoded here, once."""
-        check_request(request)
         plan, started = self.plan(request), time.perf_counter()
         embeddings = self.encode_prompts(request)
         encoded = time.perf_counter()
@@ -181,6 +179,8 @@ class Pipeline:
 
     def generate(self, prepared: Prepared) -> Generation:
         """What runs a prepared request on this pipeline's networks."""
+        if not isinstance(prepared, Prepared):
+            raise UsageError("prepared", got=repr(prepared), accepted="what `prepare` gives")
         stages = Stages(
             denoiser=self.loops.denoiser,
             decode=self.loops.decode,
@@ -229,7 +229,9 @@ class Pipeline:
 
         They are the most likely ones or, with unit `noise` (B, 4, h, w) float32, a sample of what the encoder says."""
         defaults = self.manifest.defaults
-        width, height = width or defaults.width, height or defaults.height
+        width, height = defaults.width if width is None else width, defaults.height if height is None else height
+        check("width", width)
+        check("height", height)
         check_size(height, width, self._sample_ranges(), self.manifest.latent.pixels)
         posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
         return posterior.mean if noise is None else posterior.sample(as_latents("noise", noise, posterior.mean.shape))
@@ -259,10 +261,12 @@ class Pipeline:
 
     def guidance(self, request: Request) -> Guidance:
         """How the request's pictures are guided: the UNet's inputs tell whether it does that itself."""
+        check_request(request)
         return Guidance(request.guidance_scale, request.guidance_rescale, guidance_width(self.engines.engine("unet")))
 
     def plan(self, request: Request) -> SamplingPlan:
         """The request's sampler and steps as a table."""
+        check_request(request)
         strength = 1.0 if request.strength is None else request.strength
         distilled = guidance_width(self.engines.engine("unet")) is not None
         config, steps = self.scheduler(request), request.num_inference_steps

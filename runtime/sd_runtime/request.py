@@ -161,7 +161,8 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
 def _sequence(name: str, value: object) -> tuple[Any, ...]:
     value = listed(value)
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise UsageError(name, got=value, accepted="one value, or a list with one for each")
+        got = value if value is not None else "None"
+        raise UsageError(name, got=got, accepted="one value, or a list with one for each")
     return tuple(value)
 
 

@@ -132,6 +132,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": np.zeros((1, 1), int)}, "seed: got array([[0]]), accepted one value, or a list"),
     ({"seed": {"a": 1}}, "seed: got {'a': 1}, accepted one value, or a list"),
     ({"seed": True}, "seed: got True, accepted one value, or a list"),
+    ({"prompt": None}, "prompt: got None, accepted one value, or a list"),
     ({"prompt": b"a star"}, "prompt: got b'a star', accepted one value, or a list"),
     ({"prompt": {"a": 1}}, "prompt: got {'a': 1}, accepted one value, or a list"),
     ({"prompt": [b"a"]}, "prompt: got bytes, accepted text"),
@@ -161,9 +162,20 @@ def test_arguments_of_a_wrong_kind(pipe: Pipeline, arguments: dict[str, Any], me
 
 @pytest.mark.parametrize("request_", ["a star", ["a star"], {"prompt": "a star"}, None, 3])
 def test_what_is_no_request(pipe: Pipeline, request_: Any) -> None:
-    for method in (pipe.start, pipe.inputs, pipe.prepare, pipe.check):
+    methods = (pipe.start, pipe.inputs, pipe.prepare, pipe.check, pipe.encode_prompts, pipe.plan, pipe.guidance)
+    for method in (*methods, pipe.notices, lambda request: pipe.parameters(request, 0)):
         with pytest.raises(UsageError, match=r"^request: got .*, accepted a Request; call the pipeline with"):
             method(request_)  # type: ignore[operator]
+
+
+def test_what_is_not_prepared(pipe: Pipeline) -> None:
+    for wrong in ("a star", make_request(pipe.manifest.defaults, PROMPT), None):
+        with pytest.raises(UsageError, match=r"^prepared: got .*, accepted what `prepare` gives$"):
+            pipe.generate(wrong)  # type: ignore[arg-type]
+    for name in ("width", "height"):
+        for size in ("64", 64.0, 0, True):
+            with pytest.raises(UsageError, match=rf"^{name}: got {size}, accepted whole numbers"):
+                pipe.encode_image(np.zeros((8, 8, 3), np.uint8), **{name: size})  # type: ignore[arg-type]
 
 
 def test_a_scheduler_configuration_of_another_library(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
