@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from .adapters.textual_inversion import load_textual_inversion
 from .bundle.bundle import Bundle, find_bundle
 from .bundle.catalogue import EAGER
 from .bundle.manifest import Manifest
-from .bundle.safetensors_file import open_safetensors
+from .bundle.safetensors_file import SafeTensors
 from .engines.backend import Backend
 from .engines.engines import Engines
 from .errors import UsageError
@@ -212,9 +212,12 @@ class Pipeline:
         return word
 
     def _token_embeddings(self) -> Array:
-        """(V, D), the text encoder's own table, memory-mapped; its file's digest was checked when it was loaded."""
-        weights = self.bundle.component("text_encoder").weights
-        return open_safetensors(self.bundle.path(weights or ""))[TOKEN_EMBEDDING]
+        """(V, D), the text encoder's own table, memory-mapped."""
+        return self._text_encoder_weights[TOKEN_EMBEDDING]
+
+    @cached_property
+    def _text_encoder_weights(self) -> SafeTensors:
+        return self.bundle.tensors(self.bundle.component("text_encoder").weights or "")
 
     def encode_prompts(self, request: Request) -> PromptEmbeddings:
         learnt = TokenEmbeddings(self._token_embeddings(), self.inversions) if self.inversions else None

@@ -108,7 +108,6 @@ class _Builder:
         """Build, check and publish one engine, unless the bundle has it."""
         bundle = Bundle.open(self._root)
         component = bundle.component(job.component)
-        sources = [name for name in (job.graph.path, component.weights) if name is not None]
         record = self._record(job, bundle.manifest, component.weights)
         if not force and any(
             replace(known, path="", activation_memory=0) == record for known in bundle.manifest.engines
@@ -116,7 +115,7 @@ class _Builder:
             self._progress.note(f"{job.label} is up to date")
             return
         with self._progress.stage(job.label):
-            bundle.verify(sources)
+            bundle.open_graph(job.component, job.form)  # which the parser reads by its path
             report = partial(self._progress.detail, job.label)
             built = build_engine(job.label, bundle.path(job.graph.path), job.profile, self._settings(job), report)
             record = replace(record, path=engine_path(self._target, job.label, built.plan))
@@ -178,9 +177,8 @@ class _Builder:
         """What the engine must agree with, on the CPU, opened as the runtime opens it; None, said once, where there is
         no ONNX Runtime."""
         component = bundle.component(job.component)
-        graph = component.graph("plain") if component.weights is not None else job.graph
         try:
-            reference = cpu_engine(bundle, component, graph)
+            reference = cpu_engine(bundle, job.component, "plain" if component.weights is not None else job.form)
         except DependencyError as error:
             if self._compares:
                 self._progress.note(f"engines are not compared with their graphs: {error}")

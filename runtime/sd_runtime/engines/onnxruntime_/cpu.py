@@ -8,11 +8,13 @@ small models get it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ...tensor import Array, FeedCheck, TensorSpec
+from ...bundle.bundle import GraphFiles
+from ...errors import EngineError
+from ...tensor import Array, FeedCheck, TensorSpec, check_outputs
 from ..protocol import Feed
 from .library import CPU, import_onnxruntime, open_session, translate
 
@@ -24,22 +26,22 @@ class OnnxRuntimeEngine:
 
     def __init__(
         self,
-        graph: bytes,
-        folder: Path,
+        files: GraphFiles,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         *,
-        weights_size: int = 0,
         float16: bool = False,
         threads: int | None = None,
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, of `weights_size` bytes, and whether
-        they are `float16`."""
+        """`float16`: whether the weights are.  EngineError: the graph does not load; BundleError: the weights are not
+        those that were verified."""
         self.inputs, self.outputs = inputs, outputs
-        self._check = FeedCheck(inputs)
-        options = _cpu_options(prepack=weights_size <= PREPACK_LIMIT, threads=threads)
+        self._check, self._process = FeedCheck(inputs), os.getpid()
+        self._files: GraphFiles | None = files
+        small = files.weights is None or files.weights.size <= PREPACK_LIMIT
+        options = _cpu_options(prepack=small, threads=threads)
         options.enable_cpu_mem_arena = not float16  # it would keep what is widened for each call: every weight
-        self._session = open_session(graph, folder, inputs, outputs, options, [CPU])
+        self._session = open_session(files, inputs, outputs, options, [CPU])
 
     def place(self, name: str, array: Array) -> Feed:
         """`array` itself: it is where the graph reads it."""
@@ -47,17 +49,29 @@ class OnnxRuntimeEngine:
         return array
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
+        files, session = self._files, self._session  # kept while this runs, also if it is closed meanwhile
+        if files is None:
+            raise EngineError("the pipeline was closed")
+        if os.getpid() != self._process:  # where none of the session's threads is
+            what = f"{files.name} was loaded before this process forked"
+            raise EngineError(what, remedy="load the pipeline after fork")
         self._check(feeds)
         names = [spec.name for spec in self.outputs]
+        if files.weights is not None:
+            files.weights.check()
         try:
-            results: list[Array] = self._session.run(names, dict(feeds))
+            results: list[Array] = session.run(names, dict(feeds))
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise translate(error, "the engine failed while running") from error
-        return dict(zip(names, results, strict=True))
+            raise translate(error, f"{files.name} failed while running") from error
+        if files.weights is not None:
+            files.weights.check()
+        found = dict(zip(names, results, strict=True))
+        check_outputs(files.name, self.inputs, feeds, self.outputs, found)
+        return found
 
     def close(self) -> None:
-        """Release the session and its memory; `run` must not be called afterwards."""
-        del self._session
+        """Release the session and its memory, once nobody runs it."""
+        self._files = self._session = None
 
 
 def _cpu_options(*, prepack: bool, threads: int | None) -> Any:

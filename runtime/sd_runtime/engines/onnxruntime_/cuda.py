@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from ...bundle.bundle import GraphFiles
 from ...errors import DependencyError
-from ...tensor import Array, FeedCheck, TensorSpec, check_feeds
+from ...tensor import Array, FeedCheck, TensorSpec, check_feeds, check_outputs
 from ..device import DeviceTensor, placed
 from ..gpu.gpu import Gpu, shortened
 from ..gpu.memory import GpuTensor, on_gpu
@@ -87,17 +88,18 @@ class OnnxRuntimeCudaEngine:
     def __init__(
         self,
         gpu: Gpu,
-        graph: bytes,
-        folder: Path,
+        files: GraphFiles,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         *,
         float16: bool = False,
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, and whether they are `float16`.
+        """`float16`: whether the weights are.
 
-        EngineError: the graph does not load; DependencyError: CUDA's libraries do not."""
+        EngineError: the graph does not load; BundleError: the weights are not those that were verified;
+        DependencyError: CUDA's libraries do not load."""
         self.device, self.inputs, self.outputs = gpu, inputs, outputs
+        self._name = files.name
         self._check = FeedCheck(inputs)
         load_cuda_libraries()
         ort = import_onnxruntime()
@@ -107,7 +109,7 @@ class OnnxRuntimeCudaEngine:
         # what is float32 in a float16 network is rounded in products as float16 is.
         own = {"use_tf32": "1" if float16 else "0", "user_compute_stream": str(int(gpu.stream.handle))}
         provider = (CUDA, OPTIONS | own)
-        self._session = open_session(graph, folder, inputs, outputs, options, [provider, CPU])
+        self._session = open_session(files, inputs, outputs, options, [provider, CPU])
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
         spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
@@ -135,7 +137,9 @@ class OnnxRuntimeCudaEngine:
                 binding.bind_output(name, "cpu")
             self._session.run_with_iobinding(binding)
             results: list[Array] = binding.copy_outputs_to_cpu()
-        return dict(zip(names, results, strict=True))
+        found = dict(zip(names, results, strict=True))
+        check_outputs(self._name, self.inputs, feeds, self.outputs, found)
+        return found
 
     def close(self) -> None:
         """Release the session and its memory, once the GPU is done with it; no use afterwards."""
