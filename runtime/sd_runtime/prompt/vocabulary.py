@@ -28,6 +28,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+MOST_IDS = 1 << 24  # CLIP has 49 408; what the text encoder itself takes is `networks.text_encoder`'s to check
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_ROLES = {
     "bos_token": "<|startoftext|>",
@@ -77,6 +78,10 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
         ids, merges = _combined_tables(combined) if combined else _separate_tables(files)
         if set(map(type, ids.values())) != {int}:
             raise BundleError("tokenizer: vocabulary", accepted="text → id")
+        for index in (min(ids.values()), max(ids.values())):
+            if not 0 <= index < MOST_IDS:
+                name = "tokenizer.json" if combined else "vocab.json"
+                raise BundleError(f"{name}: token id", got=index, accepted=f"0 … {MOST_IDS - 1}")
         if "added_tokens_decoder" not in config:
             config = {**config, **_json_object(files, "special_tokens_map.json")}
         added = _added_tokens(files, config, combined)

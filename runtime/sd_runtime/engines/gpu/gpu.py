@@ -8,7 +8,6 @@ is allocated once a shape has been seen.  What CUDA reports becomes an EngineErr
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ import numpy as np
 
 from ...errors import DependencyError, EngineError, OutOfMemoryError, SDError, one_line
 from ...notices import warn
+from ..causes import shortened
 from ..device import InTurn, Launch
 from .memory import Arena, GpuTensor
 
@@ -183,14 +183,6 @@ def failure(what: str, cause: str) -> EngineError:
         remedy = "use a smaller batch or picture size"
         return OutOfMemoryError(f"{what}: GPU memory ran out ({shortened(cause)})", remedy=remedy)
     return EngineError(f"{what}: {shortened(cause)}")
-
-
-def shortened(cause: str) -> str:
-    """What a library reports, for people: without the place in its own source that ONNX Runtime puts before it."""
-    return one_line(
-        re.sub(r".*Status Message: |/\S+\.(cc|h|cpp):\d+ .*?\)(?: \[with .*?\])? ", "", cause.strip(), flags=re.DOTALL),
-        300,
-    )
 
 
 class CudaGraph:

@@ -22,8 +22,9 @@ import numpy as np
 from ...bundle.bundle import GraphFiles
 from ...errors import DependencyError
 from ...tensor import Array, FeedCheck, TensorSpec, check_feeds, check_outputs
+from ..causes import shortened
 from ..device import DeviceTensor, placed
-from ..gpu.gpu import Gpu, shortened
+from ..gpu.gpu import Gpu
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Feed, Placed
 from .library import CPU, CUDA, SILENT, import_onnxruntime, open_session

@@ -7,6 +7,7 @@ from typing import Any
 from ...bundle.bundle import GraphFiles
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
 from ...tensor import DTYPES, TensorSpec
+from ..causes import shortened
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ONNX_TYPES = {dtype: f"tensor({dtype})" for dtype in DTYPES} | {"float32": "tensor(float)"}
@@ -84,4 +85,4 @@ def translate(error: Exception, what: str) -> EngineError:
         return OutOfMemoryError(
             f"{what}: out of memory ({one_line(text, 160)})", remedy="use a smaller batch or picture size"
         )
-    return EngineError(f"{what}: {one_line(text, 300)}")
+    return EngineError(f"{what}: {shortened(text)}")
