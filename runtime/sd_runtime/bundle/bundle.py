@@ -197,6 +197,11 @@ def find_bundle(name: str | None) -> Path:
     BundleError lists the names that exist."""
     if name is not None and _is_bundle(Path(name)):
         return Path(name)
+    return find_exported(name)
+
+
+def find_exported(name: str | None) -> Path:
+    """The same by name only, for names that somebody else gave: no path leads out of the folder of bundles."""
     home = bundle_home()
     with _readable(home):
         known = sorted(p.parent.name for p in home.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
