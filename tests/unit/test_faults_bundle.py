@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -590,12 +591,61 @@ def test_fault_05_a_duplicate_key_names_the_bundle(root: Path) -> None:
         Bundle.open(root)
 
 
+ODD = st.sampled_from(
+    [None, True, 0, -1, 10**30, 1.5, 1e308, "", "x", "\ud800", "a\nb", "../x", [], {}, [[]], [None], ["x"], {"": None}]
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to everything in a JSON document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+@pytest.fixture(scope="module")
+def document(demo_bundle: Path) -> dict[str, Any]:
+    """The demo's manifest with one network, and an engine for it."""
+    found: dict[str, Any] = json.loads((demo_bundle / MANIFEST).read_text())
+    graphs = found["components"]["unet"]["graphs"]
+    found["components"] = {"unet": found["components"]["unet"] | {"graphs": {"plain": graphs["plain"]}}}
+    used = (graphs["plain"]["path"], found["components"]["unet"]["weights"])
+    found["files"] = {name: found["files"][name] for name in used}
+    sizes = {"min": [1, 4, 8, 8], "opt": [1, 4, 8, 8], "max": [2, 4, 8, 8]}
+    target = {"gpu": "g", "compute_capability": "9.0", "tensorrt": "10", "cuda": "13", "driver": "5"}
+    engine = {"component": "unet", "form": "plain", "path": used[0], "precision": "fp32", "profile": {"sample": sizes}}
+    engine |= {"target": target, "graph": "", "weights": None, "refittable": False, "activation_memory": 1}
+    return found | {"engines": [engine]}
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_fault_05_mutated_manifests_are_read_or_refused(document: dict[str, Any], data: st.DataObject) -> None:
+    changed = json.loads(json.dumps(document))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *folders, last = data.draw(st.sampled_from(list(places(changed))))
+        place = changed
+        for folder in folders:
+            place = place[folder]
+        how = data.draw(st.sampled_from(["change", "remove", "rename"]))
+        value = data.draw(ODD) if how == "change" else place.pop(last)
+        if how != "remove" and isinstance(place, dict):
+            place[data.draw(st.sampled_from(["", "x", "a\nb"])) if how == "rename" else last] = value
+    with suppress(BundleError):
+        manifest = Manifest.from_bytes(json.dumps(changed).encode())
+        assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+
+
 @pytest.mark.parametrize("path", ["a\nb", "a\x1b[31mb", "\ud800", "a\u202eb", ".", ""])
 def test_fault_01_paths_that_no_export_writes(root: Path, path: str) -> None:
     (root / MANIFEST).write_bytes(
         json.dumps(json.loads((root / MANIFEST).read_text()) | {"files": {path: {"size": 0, "sha256": ["0"]}}}).encode()
     )
-    with pytest.raises(BundleError, match=r"path in manifest: got .*, accepted relative paths inside the bundle"):
+    with pytest.raises(
+        BundleError,
+        match=r"(path in manifest|manifest\.json: text): got .*, accepted (relative paths inside the bundle|Unicode)",
+    ):
         Bundle.open(root)
 
 

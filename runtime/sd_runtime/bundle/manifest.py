@@ -216,6 +216,8 @@ class Manifest:
         """Parse and check that every file a component or an engine needs is listed.  BundleError names the
         field's path, and a newer schema says so."""
         value = parse_json(text, MANIFEST, MAX_MANIFEST)
+        if b"\\ud" in text.lower():
+            _check_unicode(value)
         version = value.get("schema_version") if isinstance(value, dict) else None
         if version != SCHEMA_VERSION:
             newer = isinstance(version, int) and version > SCHEMA_VERSION
@@ -249,6 +251,14 @@ class Manifest:
                 yield name, graph.path
         for engine in self.engines:
             yield f"the {engine.component} engine", engine.path
+
+
+def _check_unicode(value: object) -> None:
+    """BundleError for the halves of characters that JSON can spell, and no file and no terminal takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{MANIFEST}: text", got=error.object[error.start], accepted="Unicode") from error
 
 
 def _check_range(what: str, value: float, low: float, high: float) -> None:
