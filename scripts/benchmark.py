@@ -1,219 +1,296 @@
 #!/usr/bin/env python3
-"""Ours against a plain diffusers script on the CPU: same weights, prompt, steps, seed, float32 and thread count.
+"""A bundle beside diffusers: the same weights, picture, seed and number of threads on the same machine.
 
-    scripts/benchmark.py [BUNDLE] [--rounds 5] [--json FILE]
+    scripts/benchmark.py [BUNDLE] [--rounds N] [--cold N] [--json FILE] [--baseline FILE]
 
-    cold    a new process, from its start to the picture on disk: sd-run against scripts/plain_diffusers.py
-    memory  that process's peak resident memory
-    warm    one picture, from prompt to pixels, in a process that has already drawn one
+    cold start   a new process, from its start to the picture on disk: sd-run, and scripts/diffusers_peer.py
+    peak memory  the peak resident memory of that process
+    picture      one picture, from prompt to pixels, in a process that has drawn before
+    step         one step of that picture
 
-The two sides take turns, so that a slow minute of the machine hits both; medians are compared.  Exit code 1: a target
-was missed.
+Both sides take turns, so a slow minute of the machine hits both.  A ratio is diffusers' median by ours: above 1, ours
+is the better.  The targets are this project's, for the demo model on a CPU; the exit code is 1 where one is missed,
+unless the ratios are compared with a baseline instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
-T = TypeVar("T")
+from benchmark_baseline import Baseline, changes, read_baseline
+from benchmark_baseline import table as table_of_changes
+from sd_runtime.bench import report
+from sd_runtime.bench.charts import Bar, bar_chart, standalone
+from sd_runtime.bench.cli import NAMES, add_picture, check_outputs, notes, picture
+from sd_runtime.bench.distribution import Distribution
+from sd_runtime.bench.machine import describe_machine, physical_cores, versions
+from sd_runtime.bench.processes import cold_command, run
+from sd_runtime.cli.arguments import ArgumentParser
+from sd_runtime.cli.console import run_parsed
+from sd_runtime.cli.report_files import check_report, write_report
+from sd_runtime.errors import BundleError, DependencyError, SDError, UsageError
 
-# Nothing heavy up here: a child's peak memory starts from that of the process which forked it.
+if TYPE_CHECKING:
+    from sd_runtime.bundle.bundle import Bundle
+    from sd_runtime.bundle.manifest import Manifest
+    from sd_runtime.request import Request
 
-SCRIPTS = Path(__file__).resolve().parent
-CHECKPOINT = SCRIPTS.parent / "export/sd_export/demo_checkpoint"
-PROMPT, STEPS, GUIDANCE_SCALE, SEED = "a large yellow star on a blue background", 25, 4.0, 1
-SIDES = ("ours", "diffusers")
-LIBRARIES = ("onnxruntime", "numpy", "torch", "diffusers", "transformers")
+# Nothing heavy up here: a new process's peak memory starts from that of the process which forked it.
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEMO_BUNDLE = REPOSITORY / "out/demo-bundle"  # of scripts/demo
+DEMO_CHECKPOINT = REPOSITORY / "export/sd_export/demo_checkpoint"
+PEER: list[str | Path] = [sys.executable, REPOSITORY / "scripts/diffusers_peer.py"]
+LIBRARIES = ("torch", "diffusers", "transformers")
+TARGETS = {"cold start": 10.0, "peak memory": 4.0, "picture": 2.0}
+SETTLE = 0.3  # seconds after which waiting threads of torch no longer spin
+
+Samples = dict[str, tuple[list[float], list[float]]]  # of a quantity, ours and diffusers'
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One quantity on both sides, a value a round; `target` is the least ratio of medians, diffusers over ours."""
+    """One quantity, measured on both sides; `target` is the least ratio that is aimed at, None where there is none."""
 
     name: str
     unit: str
-    ours: tuple[float, ...]
-    diffusers: tuple[float, ...]
-    target: float
+    ours: Sequence[float]
+    diffusers: Sequence[float]
+    target: float | None
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Ours and diffusers'."""
+        return Distribution.of(self.ours).p50, Distribution.of(self.diffusers).p50
 
     @property
     def ratio(self) -> float:
-        return statistics.median(self.diffusers) / statistics.median(self.ours)
+        ours, diffusers = self.medians
+        return diffusers / ours
+
+    @property
+    def missed(self) -> bool:
+        return self.target is not None and self.ratio < self.target
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse(arguments)
-    if args.serve:
-        serve(args.serve, args.bundle)
-        return 0
-    environment = os.environ | {"OMP_NUM_THREADS": str(physical_cores()), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = {side: Path(folder, f"{side}.png") for side in SIDES}
-        comparisons = [
-            *compare_cold(args.bundle, args.rounds, pictures, environment),
-            compare_warm(args.bundle, args.rounds, environment),
-        ]
-        likeness = psnr(pictures["ours"], pictures["diffusers"])
-    machine = describe_machine()
-    show(machine, comparisons, likeness)
-    if args.json:
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser("benchmark.py", __doc__ or "")
+    add = parser.add_argument
+    add("bundle", nargs="?", metavar="BUNDLE", help="a bundle's folder or a model's name (default: scripts/demo's)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="of both sides (default: cpu)")
+    add("--checkpoint", metavar="MODEL", help="what diffusers loads (default: what the bundle was made from)")
+    add("--rounds", type=int, default=7, metavar="N", help="measured pictures of each side (default: 7)")
+    add("--cold", type=int, default=5, metavar="N", help="measured new processes of each side (default: 5)")
+    add("--json", type=Path, metavar="FILE", help="write every measured value to a JSON file")
+    add("--plot", type=Path, metavar="FILE", help="write the ratios to an SVG file")
+    add("--baseline", type=Path, metavar="FILE", help="compare the ratios with those in this file")
+    add("--write-baseline", type=Path, metavar="FILE", help="write the ratios to a file for --baseline")
+    add("--quiet", action="store_true", help="print only errors")
+    add_picture(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    names = {**NAMES, "checkpoint": "--checkpoint", "write_baseline": "--write-baseline", "bundle": "BUNDLE"}
+    return run_parsed("benchmark.py", build_parser, _run, argv, names)
+
+
+def _run(args: argparse.Namespace) -> None:
+    before = _check(args)
+    from sd_runtime.bundle.bundle import Bundle, find_bundle
+
+    bundle = Bundle.open(find_bundle(args.bundle or str(DEMO_BUNDLE)))
+    request = picture(args, bundle)
+    settings = peer_settings(request, args.checkpoint, bundle.manifest, args.device)
+    comparisons, psnr = compare(bundle, request, settings, args)
+    ratios = {comparison.name: round(comparison.ratio, 2) for comparison in comparisons}
+    now = Baseline(describe_machine(), versions(LIBRARIES), ratios)
+    if not args.quiet:
+        print(table(bundle, request, now, comparisons, psnr))
+        if before is not None:
+            print(f"\n{table_of_changes(changes(before, now), before, now)}")
+    if args.json is not None:
         rows = [asdict(comparison) | {"ratio": comparison.ratio} for comparison in comparisons]
-        args.json.write_text(
-            json.dumps({"machine": machine, "psnr_db": likeness, "comparisons": rows}, indent=1) + "\n"
-        )
-    return 0 if all(comparison.ratio >= comparison.target for comparison in comparisons) else 1
+        values = asdict(now) | {"settings": settings, "psnr_db": psnr, "comparisons": rows}
+        write_report(args.json, json.dumps(values, indent=1) + "\n")
+    if args.plot is not None:
+        bars = [Bar(c.name, c.ratio, f"{c.ratio:.2f}", limit=c.target) for c in comparisons]
+        write_report(args.plot, standalone([bar_chart("Times better than diffusers", bars)]))
+    if args.write_baseline is not None:
+        write_report(args.write_baseline, json.dumps(asdict(now), indent=1) + "\n")
+    missed = [f"{c.name} {c.ratio:.2f}, target {c.target:g}" for c in comparisons if c.missed]
+    if missed and before is None:
+        raise SDError(f"a target was missed: {'; '.join(missed)}")
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", nargs="?", default="out/demo-bundle", metavar="BUNDLE", help="of the demo checkpoint")
-    parser.add_argument("--rounds", type=int, default=5, help="measured runs of each side (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measured value")
-    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)  # how this script calls itself for `warm`
-    return parser.parse_args(arguments)
+def _check(args: argparse.Namespace) -> Baseline | None:
+    """Raise, before minutes of measuring, what can be known before; the baseline to compare with."""
+    check_outputs(args)
+    if args.write_baseline is not None:
+        check_report(args.write_baseline)
+    for name in ("rounds", "cold"):
+        if getattr(args, name) < 1:
+            raise UsageError(name, got=getattr(args, name), accepted="1 or more")
+    if args.bundle is None and not DEMO_BUNDLE.is_dir():
+        raise BundleError("the demo model is not exported yet", remedy="run scripts/demo, or name a bundle")
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DependencyError(f"diffusers' side needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
+    return None if args.baseline is None else read_baseline(args.baseline)
 
 
-def compare_cold(
-    bundle: str, rounds: int, pictures: dict[str, Path], environment: dict[str, str]
-) -> tuple[Comparison, Comparison]:
-    """Start to picture on disk in seconds, and peak memory in MB."""
-    settings = [PROMPT, "--steps", STEPS, "--guidance-scale", GUIDANCE_SCALE, "--seed", SEED]
-    sd_run = [Path(sys.executable).parent / "sd-run", *settings, "--model", bundle, "--device", "cpu", "--quiet"]
-    plain = [sys.executable, SCRIPTS / "plain_diffusers.py", CHECKPOINT, PROMPT, STEPS, GUIDANCE_SCALE, SEED]
-    commands = {
-        "ours": [*sd_run, "--overwrite", "--output", pictures["ours"]],
-        "diffusers": [*plain, pictures["diffusers"]],
+def peer_settings(request: Request, checkpoint: str | None, manifest: Manifest, device: str) -> dict[str, Any]:
+    """`request` in diffusers' words, as JSON takes it.  UsageError: diffusers has no such sampler."""
+    from sd_runtime.sampling import resolve
+
+    model, revision = (checkpoint, None) if checkpoint is not None else find_checkpoint(manifest)
+    choice = None if request.scheduler is None else resolve(request.scheduler)
+    return {
+        "model": model,
+        "revision": revision,
+        "device": device,
+        "precision": manifest.precision,
+        "threads": physical_cores(),
+        "prompt": request.prompts[0],
+        "negative_prompt": request.negative_prompts[0] or None,
+        "seed": request.seeds[0],
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "height": request.height,
+        "width": request.width,
+        "scheduler": choice and {"class_name": choice.reference_class(), "overrides": dict(choice.overrides)},
     }
-    runs = alternate(rounds, {side: partial(run, commands[side], environment) for side in SIDES})
-    seconds, megabytes = ({side: tuple(pair[i] for pair in runs[side]) for side in SIDES} for i in (0, 1))
-    return Comparison("cold", "s", **seconds, target=4.0), Comparison("memory", "MB", **megabytes, target=2.0)
 
 
-def compare_warm(bundle: str, rounds: int, environment: dict[str, str]) -> Comparison:
-    """Seconds of one generation in a process that is warm."""
-    with ExitStack() as stack:
-        draws = {side: stack.enter_context(server(side, bundle, environment)) for side in SIDES}
-        return Comparison("warm", "s", **alternate(rounds, draws), target=1.3)
+def find_checkpoint(manifest: Manifest) -> tuple[str, str | None]:
+    """The model and revision that the bundle was made from.
+
+    BundleError: it was a folder or a file, whose place a bundle does not keep."""
+    source = manifest.source
+    if source.revision is not None:
+        return source.id, source.revision
+    if source.id == "demo":
+        return str(DEMO_CHECKPOINT), None
+    raise BundleError("the bundle does not say where its checkpoint is", remedy="name it with `checkpoint`")
 
 
-def alternate(rounds: int, measures: dict[str, Callable[[], T]]) -> dict[str, tuple[T, ...]]:
-    """Call each measure in turn, `rounds` times; the first turn only warms up (page cache, compiled modules)."""
-    results = [{side: measure() for side, measure in measures.items()} for _ in range(rounds + 1)]
-    return {side: tuple(result[side] for result in results[1:]) for side in measures}
+def compare(
+    bundle: Bundle, request: Request, settings: dict[str, Any], args: argparse.Namespace
+) -> tuple[list[Comparison], float | None]:
+    """All quantities, and the PSNR of both sides' pictures in dB (None: they are equal)."""
+    note = notes("benchmark.py", args)
+    note(f"start new processes, 1 + {args.cold} on each side")
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder, "ours.png"), Path(folder, "diffusers.png")
+        samples = measure_cold(
+            cold_command(bundle.root, request, pictures[0], args.device), settings, pictures[1], args.cold
+        )
+        psnr = compare_pictures(*pictures)
+    note(f"draw 1 + {args.rounds} pictures on each side")
+    samples |= measure_warm(bundle, request, settings, args.rounds)
+    targets = TARGETS if bundle.manifest.source.id == "demo" and args.device == "cpu" else {}
+    units = {"peak memory": "MB"}
+    return [Comparison(name, units.get(name, "s"), *both, targets.get(name)) for name, both in samples.items()], psnr
 
 
-def run(command: Sequence[object], environment: dict[str, str]) -> tuple[float, float]:
-    """(seconds, peak resident MB) of a process, from before its start to after its end."""
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in command], env=environment, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise SystemExit(f"{command[0]} failed:\n{output.read().decode(errors='replace')}")
-    return seconds, usage.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+def measure_cold(command: list[object], settings: dict[str, Any], picture: Path, count: int) -> Samples:
+    """New processes of both sides in turns; the first turn only brings the files into the page cache."""
+    peer = [*PEER, json.dumps(settings), picture]
+    turns = [(run(command), run(peer, environment(settings))) for _ in range(count + 1)][1:]
+    ours, diffusers = zip(*turns, strict=True)
+    return {
+        "cold start": ([cost.seconds for cost in ours], [cost.seconds for cost in diffusers]),
+        "peak memory": ([cost.megabytes for cost in ours], [cost.megabytes for cost in diffusers]),
+    }
+
+
+def measure_warm(bundle: Bundle, request: Request, settings: dict[str, Any], rounds: int) -> Samples:
+    """Pictures of both sides in turns, and their steps but the first of each; the first turn only warms up."""
+    from sd_runtime.bench.stage_times import open_timed, time_picture, varied
+
+    samples: Samples = {"picture": ([], []), "step": ([], [])}
+    pipeline, calls = open_timed(bundle, settings["device"])
+    with pipeline, warm_peer(settings) as draw:
+        for number in range(rounds + 1):
+            asked = varied(request, number)
+            time.sleep(SETTLE)
+            ours = time_picture(pipeline, calls, asked)
+            diffusers = draw(asked.prompts[0], asked.seeds[0])
+            if number == 0:
+                continue
+            samples["picture"][0].append(ours["picture"][0] - ours["png"][0])
+            samples["picture"][1].append(diffusers["picture"])
+            steps = [a + b for a, b in zip(ours["unet"], ours["host"], strict=True)] if ours["host"] else ours["unet"]
+            samples["step"][0].extend(steps[1:] or steps)
+            samples["step"][1].extend(diffusers["steps"])
+    return {name: both for name, both in samples.items() if both[1]}  # a picture of one step has no others
 
 
 @contextmanager
-def server(side: str, bundle: str, environment: dict[str, str]) -> Iterator[Callable[[], float]]:
-    """A process that keeps its model loaded; the callable has it draw once and returns the seconds."""
-    command = [sys.executable, __file__, "--serve", side, bundle]
+def warm_peer(settings: dict[str, Any]) -> Iterator[Callable[[str, int], dict[str, Any]]]:
+    """A process that keeps its model loaded; draw(prompt, seed) → seconds of the picture and of its steps."""
     with subprocess.Popen(
-        command, env=environment, text=True, bufsize=1, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+        [*PEER, json.dumps(settings)], env=environment(settings), text=True, bufsize=1,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
-        to_child, from_child = process.stdin, process.stdout
+        to_peer, from_peer = process.stdin, process.stdout
 
-        def draw() -> float:
-            to_child.write("draw\n")
-            return float(from_child.readline())
+        def draw(prompt: str, seed: int) -> dict[str, Any]:
+            to_peer.write(json.dumps({"prompt": prompt, "seed": seed}) + "\n")
+            answer = from_peer.readline()
+            if not answer:
+                raise SDError("diffusers' process ended before it had drawn")
+            times: dict[str, Any] = json.loads(answer)
+            return times
 
-        yield draw
-        to_child.close()
-
-
-def serve(side: str, bundle: str) -> None:
-    """Draw once for each line on stdin and print how many seconds that took."""
-    draw = load_ours(bundle) if side == "ours" else load_diffusers()
-    for _ in sys.stdin:
-        started = time.perf_counter()
-        draw()
-        print(time.perf_counter() - started, flush=True)
+        try:
+            yield draw
+        finally:
+            to_peer.close()
 
 
-def load_ours(bundle: str) -> Callable[[], object]:
-    from sd_runtime import Pipeline
-
-    pipe = Pipeline.load(bundle, device="cpu")
-    return lambda: pipe(PROMPT, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE, seed=SEED).images
-
-
-def load_diffusers() -> Callable[[], object]:
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(CHECKPOINT, dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
-    return lambda: pipe(PROMPT, **settings, generator=torch.Generator().manual_seed(SEED)).images
+def environment(settings: dict[str, Any]) -> dict[str, str]:
+    """Of diffusers' process: as many threads as ours has, and the hub's files from the cache without asking the hub."""
+    threads = str(settings["threads"])
+    return os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def physical_cores() -> int:
-    """The cores this process may use: ONNX Runtime takes as many threads by itself, torch is told to."""
-    try:
-        blocks = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
-    except OSError:
-        return os.cpu_count() or 1
-    fields = [dict(line.split(":", 1) for line in block.splitlines() if ":" in line) for block in blocks]
-    named = [{key.strip(): value.strip() for key, value in block.items()} for block in fields]
-    cores = {(block.get("physical id"), block.get("core id", block.get("processor"))) for block in named}
-    return min(len(cores), len(os.sched_getaffinity(0)))
-
-
-def psnr(one: Path, other: Path) -> float:
-    """Peak signal-to-noise ratio of two pictures in dB: that both sides drew the same."""
+def compare_pictures(one: Path, other: Path) -> float | None:
+    """PSNR of two pictures in dB; None: they are equal to the last bit."""
     import numpy as np
-    from PIL import Image
+    from sd_export.verify.measures import measure
+    from sd_runtime.images.convert import open_picture
 
-    a, b = (np.asarray(Image.open(path), np.float64) for path in (one, other))
-    return float(10 * np.log10(255**2 / max(float(((a - b) ** 2).mean()), 1e-10)))
-
-
-def describe_machine() -> dict[str, str]:
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": model[0].split(":", 1)[1].strip() if model else platform.machine(),
-        "threads": str(physical_cores()),
-        "python": platform.python_version(),
-        **{library: version(library) for library in LIBRARIES},
-    }
+    psnr = measure(np.asarray(open_picture(one)), np.asarray(open_picture(other)), span=255).psnr
+    return psnr if math.isfinite(psnr) else None
 
 
-def show(machine: dict[str, str], comparisons: list[Comparison], likeness: float) -> None:
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{PROMPT!r}, {STEPS} steps, guidance {GUIDANCE_SCALE}; both pictures agree to {likeness:.1f} dB")
-    print(f"{'':8} {'ours':>12} {'diffusers':>12} {'ratio':>8} {'target':>8}   medians of {len(comparisons[0].ours)}")
-    for c in comparisons:
-        ours, theirs = (f"{statistics.median(values):.3f} {c.unit}" for values in (c.ours, c.diffusers))
-        missed = "" if c.ratio >= c.target else "   missed"
-        print(f"{c.name:8} {ours:>12} {theirs:>12} {c.ratio:8.2f} {c.target:8.2f}{missed}")
+def table(bundle: Bundle, request: Request, now: Baseline, found: Sequence[Comparison], psnr: float | None) -> str:
+    """All comparisons for people."""
+    libraries = ", ".join(f"{name} {version}" for name, version in now.libraries.items())
+    alike = "the pictures are equal" if psnr is None else f"the pictures agree to {psnr:.1f} dB (PSNR)"
+    lines = [f"{bundle.root} beside {libraries}", *report.about(now.machine, request), alike, ""]
+    lines.append(f"{'median':14}{'ours':>12}{'diffusers':>12}{'ratio':>8}{'target':>8}{'samples':>9}")
+    for c in found:
+        ours, diffusers = (report.seconds(x) if c.unit == "s" else f"{x:.0f} {c.unit}" for x in c.medians)
+        target = "" if c.target is None else f"{c.target:g}"
+        missed = "  missed" if c.missed else ""
+        lines.append(f"{c.name:14}{ours:>12}{diffusers:>12}{c.ratio:>8.2f}{target:>8}{len(c.ours):>9}{missed}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

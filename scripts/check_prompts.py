@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures from pixels how often the demo model follows its prompt, with our runtime at the bundle's own settings.
 
-    scripts/check_prompts.py [BUNDLE] [--count 100] [--grid docs/demo-grid.png]
+    scripts/check_prompts.py [BUNDLE] [--count 100] [--grid docs/pictures/demo-grid.png]
 
 The prompts are descriptions that no training caption held, in any wording.  A picture's colours are right if most of
 its rim has the background's colour and most of what differs from it inside has the shape's; its place is, if the centre

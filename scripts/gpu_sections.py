@@ -52,12 +52,12 @@ def noise(settings: Settings) -> Iterator[Row]:
 
 def demo_export(settings: Settings) -> Iterator[Row]:
     from sd_export.exporter import export
-    from sd_export.request import ExportRequest
+    from sd_export.options import ExportOptions
 
     precisions: tuple[Literal["fp32", "fp16"], ...] = ("fp32",) if settings.dry else ("fp32", "fp16")
     for precision in precisions:
         start = time.perf_counter()
-        export(ExportRequest("demo", output=settings.work / f"demo-{precision}", precision=precision))
+        export(ExportOptions("demo", output=settings.work / f"demo-{precision}", precision=precision))
         yield Row(f"demo: export {precision}", time.perf_counter() - start, "s")
 
 
@@ -169,12 +169,12 @@ def _diffusers_picture(device: str) -> Any:
 def sd15_export(settings: Settings) -> Iterator[Row]:
     """Random weights: arithmetic takes as long on them as on any."""
     from sd_export.exporter import export
-    from sd_export.request import ExportRequest
+    from sd_export.options import ExportOptions
 
     checkpoint = _checkpoint(settings)
     start = time.perf_counter()
     precision: Literal["fp32", "fp16"] = "fp32" if settings.dry else "fp16"
-    export(ExportRequest(str(checkpoint), output=settings.work / "sd15", precision=precision))
+    export(ExportOptions(str(checkpoint), output=settings.work / "sd15", precision=precision))
     yield Row("sd15: export", time.perf_counter() - start, "s")
 
 

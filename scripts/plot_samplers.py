@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws the path of every sampler: the noise levels it visits, and the timesteps that the network is told.
 
-    scripts/plot_samplers.py [--steps 20] [--output docs/samplers.png]
+    scripts/plot_samplers.py [--steps 20] [--output docs/pictures/samplers.png]
 
 Left: σ at the start of each step and at the end of the last one, default, Karras and exponential.  Right: the timestep
 of each evaluation; hollow marks are second evaluations inside a step.  Samplers with the same path share a row.
@@ -87,7 +87,7 @@ def draw(figure: Any, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs/samplers.png")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs/pictures/samplers.png")
     args = parser.parse_args()
     import matplotlib as mpl
 

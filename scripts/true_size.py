@@ -140,9 +140,9 @@ def _jitter(network: Any) -> None:
 
 def export_all(checkpoint: Path, bundle: Path, precision: Literal["fp32", "fp16"]) -> None:
     from sd_export.exporter import export
-    from sd_export.request import ExportRequest
+    from sd_export.options import ExportOptions
 
-    export(ExportRequest(str(checkpoint), output=bundle, precision=precision), quiet=False)
+    export(ExportOptions(str(checkpoint), output=bundle, precision=precision), quiet=False)
 
 
 def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> list[Difference]:
@@ -150,7 +150,7 @@ def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> l
     import numpy as np
     import onnxruntime
     import torch
-    from sd_export.networks.components import load
+    from sd_export.networks.registry import find
     from sd_export.source import resolve_checkpoint
     from sd_runtime.bundle.manifest import Manifest
     from sd_runtime.tensor import Array, Dim
@@ -167,7 +167,7 @@ def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> l
     if "input_ids" in feeds:
         feeds["input_ids"] = random.integers(0, 49407, feeds["input_ids"].shape)
         feeds["input_ids"][:, 20:] = 49407
-    network = load(component, resolve_checkpoint(str(checkpoint))).module
+    network = find(component).load(resolve_checkpoint(str(checkpoint))).module
     with torch.no_grad():
         outputs = network(*(torch.from_numpy(feed) for feed in feeds.values()))
     expected = [output.double().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]

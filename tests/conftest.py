@@ -28,9 +28,9 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(existing)
     pytest.importorskip("torch")
     from sd_export.exporter import export
-    from sd_export.request import ExportRequest
+    from sd_export.options import ExportOptions
 
-    return export(ExportRequest("demo", output=tmp_path_factory.mktemp("bundles") / "demo"))
+    return export(ExportOptions("demo", output=tmp_path_factory.mktemp("bundles") / "demo"))
 
 
 @pytest.fixture(scope="session")

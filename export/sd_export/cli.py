@@ -1,4 +1,4 @@
-"""sd-export: flags → ExportRequest → export(); `sd-export build` is handed on.  Nothing heavy is imported before the
+"""sd-export: flags → ExportOptions → export(); `sd-export build` is handed on.  Nothing heavy is imported before the
 flags are known to be good."""
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from sd_runtime.cli.arguments import ArgumentParser
 from sd_runtime.cli.console import run
 from sd_runtime.errors import UsageError
 
-from .request import COMPONENTS, PRECISIONS, ExportRequest
+from .networks.registry import SELECTABLE
+from .options import PRECISIONS, ExportOptions
 from .tensorrt_ import cli as build_cli
-from .tensorrt_.cli import add_engine_flags, build_request
-from .tensorrt_.plan import BuildRequest
+from .tensorrt_.cli import add_engine_flags, build_options
+from .tensorrt_.plan import BuildOptions
 
 EPILOG = """examples:
   sd-export --model demo
@@ -40,7 +41,7 @@ def build_parser() -> ArgumentParser:
     add("--output", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name among your bundles)")
     add("--precision", default="fp32", choices=PRECISIONS, help="of weights and arithmetic (default: fp32)")
     add("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    everything = f"export only these (default: all that the model has of {','.join(COMPONENTS)})"
+    everything = f"export only these (default: all that the model has of {','.join(SELECTABLE)})"
     add("--components", metavar="A,B", help=everything)
     add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    request = ExportRequest(
+    options = ExportOptions(
         model=args.model,
         output=args.output,
         precision=args.precision,
@@ -81,7 +82,7 @@ def _run(args: argparse.Namespace) -> None:
         import_tensorrt()  # before the export takes its minutes
     from .exporter import export
 
-    bundle = export(request, quiet=args.quiet)
+    bundle = export(options, quiet=args.quiet)
     if args.tensorrt:
         from .tensorrt_.build import build
 
@@ -89,10 +90,10 @@ def _run(args: argparse.Namespace) -> None:
     print(bundle)
 
 
-def _engines(args: argparse.Namespace) -> BuildRequest:
+def _engines(args: argparse.Namespace) -> BuildOptions:
     """Which engines to build, but for the bundle; UsageError before anything is exported."""
-    engines = build_request(args, Path(), args.engine_precision)
-    if not args.tensorrt and engines != BuildRequest(Path()):
+    engines = build_options(args, Path(), args.engine_precision)
+    if not args.tensorrt and engines != BuildOptions(Path()):
         raise UsageError("flags for engines", accepted="only together with --tensorrt")
     if engines.precision is not None and args.precision != "fp32":
         got = f"with --precision {args.precision}"

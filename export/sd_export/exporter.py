@@ -1,8 +1,9 @@
 """export(): checkpoint → networks → ONNX graphs and weights → a bundle, published as a whole.
 
-What the checkpoint's authors recommend (steps, guidance, size) is read from `_defaults` in its model_index.json, an
-object like {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}; diffusers ignores names
-that start with an underscore.  Without it the defaults are those of `usual_settings`, and the size of training.
+The settings that the checkpoint's authors recommend are `_defaults` in its model_index.json, an object like
+{"num_inference_steps": 25, "guidance_scale": 2.5, "height": 128, "width": 128}; diffusers ignores names that start with
+an underscore.  Without `_defaults`, steps and guidance are those of the checkpoint's family, and the size is that of
+its training.
 `_preview` likewise is the matrix that guesses colours from latents (see `sd_runtime.images.preview`;
 scripts/fit_preview.py makes one), for latents that are not Stable Diffusion's.
 """
@@ -35,12 +36,12 @@ from sd_runtime.request import Defaults, make_request
 from sd_runtime.sampling import SchedulerConfig, make_plan
 
 from . import pack
-from .networks.signature import MAX_CELLS, MIN_CELLS, Sizes
+from .networks.registry import PART, REGISTRY
+from .options import ExportOptions
 from .progress import Progress
-from .request import NETWORKS, ExportRequest
+from .signature import MAX_CELLS, MIN_CELLS, Sizes
 from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
-from .source.architecture import pipeline_class, usual_settings
-from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER, TAESD
+from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER
 from .verify.reference import TENSORS, Reference
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
@@ -48,7 +49,7 @@ VERSIONS = ("sd-lean", "torch", "diffusers", "transformers", "onnx", "onnxscript
 STAGES_PER_COMPONENT = 4
 
 
-def export(request: ExportRequest, *, quiet: bool = True) -> Path:
+def export(options: ExportOptions, *, quiet: bool = True) -> Path:
     """Export a checkpoint and return the bundle's folder.  The whole flow:
 
         model → Checkpoint → for each component: module → traced graph (→ float16) → .onnx + .safetensors → checked
@@ -59,22 +60,23 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
     _require_libraries()
     with Progress(1, quiet=quiet) as progress:
         with progress.stage("checkpoint"):
-            checkpoint = _resolve(request, quiet=quiet)
+            checkpoint = _resolve(options, quiet=quiet)
             latent, defaults = _latent(checkpoint), _defaults(checkpoint)
-        names = _components(request, checkpoint)
-        progress.expect(1 + 2 * request.verify + STAGES_PER_COMPONENT * len(names))
-        target = (request.output or bundle_home() / checkpoint.name).expanduser().resolve()
+        progress.say(f"{checkpoint.name} is {checkpoint.family.phrase}")
+        names = _components(options, checkpoint)
+        progress.expect(1 + 2 * options.verify + STAGES_PER_COMPONENT * len(names))
+        target = (options.output or bundle_home() / checkpoint.name).expanduser().resolve()
         with pack.locked(target, progress.note):
-            if _is_current(target, request, names, checkpoint):
+            if _is_current(target, options, names, checkpoint):
                 progress.note(f"{target} is up to date")
                 return target
-            _refuse_to_overwrite(target, force=request.force)
+            _refuse_to_overwrite(target, force=options.force)
             with pack.staged(target) as folder:
-                components = _export_components(names, request, checkpoint, folder, progress)
-                reference = _store_reference(names, checkpoint, defaults, folder, progress) if request.verify else None
+                components = _export_components(names, options, checkpoint, folder, progress)
+                reference = _store_reference(names, checkpoint, defaults, folder, progress) if options.verify else None
                 with progress.stage("pack"):
                     _write_configs(checkpoint, names, folder)
-                    manifest = _manifest(request, checkpoint, latent, defaults, components, folder)
+                    manifest = _manifest(options, checkpoint, latent, defaults, components, folder)
                     (folder / MANIFEST).write_bytes(manifest.to_bytes())
                 if reference is not None:
                     verified = replace(manifest, verification=_verify(folder, reference, progress))
@@ -82,25 +84,27 @@ def export(request: ExportRequest, *, quiet: bool = True) -> Path:
     return target
 
 
-def _resolve(request: ExportRequest, *, quiet: bool) -> Checkpoint:
+def _resolve(options: ExportOptions, *, quiet: bool) -> Checkpoint:
     """The checkpoint, with the parts from elsewhere that were asked for."""
-    wanted = request.components is None or SAFETY_CHECKER in request.components
-    checkpoint = resolve_checkpoint(request.model, revision=request.revision, safety_checker=wanted, quiet=quiet)
-    if request.vae is not None:
-        checkpoint = with_vae(checkpoint, request.vae, quiet=quiet)
-    if request.taesd is not None:
-        checkpoint = with_taesd(checkpoint, request.taesd, quiet=quiet)
+    wanted = options.components is None or SAFETY_CHECKER in options.components
+    checkpoint = resolve_checkpoint(options.model, revision=options.revision, safety_checker=wanted, quiet=quiet)
+    if options.vae is not None:
+        checkpoint = with_vae(checkpoint, options.vae, quiet=quiet)
+    if options.taesd is not None:
+        checkpoint = with_taesd(checkpoint, options.taesd, quiet=quiet)
     return checkpoint
 
 
-def _components(request: ExportRequest, checkpoint: Checkpoint) -> tuple[str, ...]:
+def _components(options: ExportOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
     """What to export, in the order of the flow: all that there is, or what was asked for."""
-    extra = tuple(name for name in (SAFETY_CHECKER, TAESD) if name in checkpoint.weights)
-    if request.components is None:
-        return NETWORKS + extra
-    if SAFETY_CHECKER in request.components and SAFETY_CHECKER not in extra:
-        raise ExportError(f"model '{checkpoint.id}' has no safety checker", got=f"components {request.components}")
-    return tuple(name for name in NETWORKS + extra if name in request.components or name == TAESD)
+    present = [entry for entry in REGISTRY if entry.part in checkpoint.weights]
+    if options.components is None:
+        return tuple(entry.name for entry in present)
+    for name in options.components:
+        if name not in {entry.name for entry in present}:
+            what = f"model '{checkpoint.id}' has no {name.replace('_', ' ')}"
+            raise ExportError(what, got=f"components {','.join(options.components)}")
+    return tuple(entry.name for entry in present if entry.name in options.components or not entry.selectable)
 
 
 def _require_libraries() -> None:
@@ -111,35 +115,32 @@ def _require_libraries() -> None:
 
 
 def _export_components(
-    names: tuple[str, ...], request: ExportRequest, checkpoint: Checkpoint, folder: Path, progress: Progress
+    names: tuple[str, ...], options: ExportOptions, checkpoint: Checkpoint, folder: Path, progress: Progress
 ) -> dict[str, Component]:
-    from .networks.components import (  # imports torch: only once there is something to trace
-        export_component,
-        export_loop,
-    )
+    from .networks.export import export_loop, export_network  # imports torch: only once there is something to trace
 
-    networks = {name: export_component(name, checkpoint, request.precision, folder, progress) for name in names}
+    networks = {name: export_network(name, checkpoint, options.precision, folder, progress) for name in names}
     return networks | export_loop(checkpoint, names, folder)
 
 
 def _store_reference(
     names: tuple[str, ...], checkpoint: Checkpoint, defaults: Defaults, folder: Path, progress: Progress
 ) -> Reference:
-    from .verify.stage import store_reference
+    from .verify.export_check import store_reference
 
     with progress.stage("reference", folder / TENSORS):
         return store_reference(checkpoint, names, defaults, folder)
 
 
 def _verify(folder: Path, reference: Reference, progress: Progress) -> Verification:
-    from .verify.stage import verify_bundle
+    from .verify.export_check import verify_bundle
 
     with progress.stage("verify"):
         return verify_bundle(folder, reference)
 
 
-def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], checkpoint: Checkpoint) -> bool:
-    """Whether `target` is already what the request asks for, made by these versions, and no file of it is damaged."""
+def _is_current(target: Path, options: ExportOptions, names: tuple[str, ...], checkpoint: Checkpoint) -> bool:
+    """Whether `target` is already what the options ask for, made by these versions, and no file of it is damaged."""
     try:
         manifest = Manifest.from_bytes((target / MANIFEST).read_bytes())
     except (OSError, BundleError):
@@ -147,10 +148,10 @@ def _is_current(target: Path, request: ExportRequest, names: tuple[str, ...], ch
     return (
         manifest.source.files == dict(checkpoint.files)
         and {name: part.files for name, part in manifest.parts.items()} == _part_files(checkpoint)
-        and manifest.precision == request.precision
+        and manifest.precision == options.precision
         and {n for n, c in manifest.components.items() if c.weights is not None} == set(names)
         and manifest.exporter == _exporter()
-        and (not request.verify or (manifest.verification is not None and not manifest.verification.skipped))
+        and (not options.verify or (manifest.verification is not None and not manifest.verification.skipped))
         and all((target / n).is_file() and record_file(target / n) == f for n, f in manifest.files.items())
     )
 
@@ -186,14 +187,14 @@ def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: 
         "requires_safety_checker": False,
         "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
         "image_encoder": [None, None],
-        "_class_name": pipeline_class(checkpoint.configs),
+        "_class_name": checkpoint.family.pipelines[0],
     }
     _write_json(folder / "model_index.json", dict(checkpoint.model_index) | others)
     _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
     if checked:
         _write_json(folder / FEATURE_EXTRACTOR / "preprocessor_config.json", checkpoint.configs[FEATURE_EXTRACTOR])
     for name in components:
-        _write_json(folder / name / "config.json", checkpoint.configs["vae" if name.startswith("vae") else name])
+        _write_json(folder / name / "config.json", checkpoint.configs[PART[name]])
     (folder / "tokenizer").mkdir()
     for name, content in checkpoint.tokenizer.items():
         (folder / "tokenizer" / name).write_bytes(content)
@@ -206,7 +207,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _manifest(
-    request: ExportRequest,
+    options: ExportOptions,
     checkpoint: Checkpoint,
     latent: Latent,
     defaults: Defaults,
@@ -219,13 +220,13 @@ def _manifest(
         name=checkpoint.name,
         source=Source(origin, checkpoint.revision, dict(sorted(checkpoint.files.items()))),
         parts=dict(sorted(checkpoint.parts.items())),
-        precision=request.precision,
+        precision=options.precision,
         latent=latent,
         defaults=defaults,
         components=components,
         files={path.relative_to(folder).as_posix(): record_file(path) for path in files},
         exporter=_exporter(),
-        verification=None if request.verify else Verification(skipped=True),
+        verification=None if options.verify else Verification(skipped=True),
     )
 
 
@@ -234,16 +235,21 @@ def _latent(checkpoint: Checkpoint) -> Latent:
     sizes, factor = Sizes.of(checkpoint.configs), checkpoint.configs["vae"].get("scaling_factor", 0.18215)
     if type(factor) not in (int, float) or not 0 < factor < math.inf:
         raise ExportError("vae/config.json: scaling_factor", got=repr(factor), accepted="a positive number")
-    with _refused(checkpoint):
+    with _as_export_error(checkpoint):
         return Latent(sizes.channels, sizes.pixels, factor, _preview(checkpoint.model_index.get("_preview")))
 
 
 def _defaults(checkpoint: Checkpoint) -> Defaults:
     """The recommended settings; see the top of this module.  ExportError if nothing could be drawn with them."""
     sizes, recommended = Sizes.of(checkpoint.configs), checkpoint.model_index.get("_defaults")
-    side, (steps, guidance_scale) = sizes.cells * sizes.pixels, usual_settings(checkpoint.name, checkpoint.configs)
-    usual = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": side, "width": side}
-    with _refused(checkpoint):
+    side, family = sizes.cells * sizes.pixels, checkpoint.family
+    usual = {
+        "num_inference_steps": family.steps,
+        "guidance_scale": family.guidance_scale,
+        "height": side,
+        "width": side,
+    }
+    with _as_export_error(checkpoint):
         defaults = from_json(Defaults, usual if recommended is None else recommended, "defaults")
         make_request(defaults, "")
         make_plan(SchedulerConfig.from_dict(checkpoint.configs["scheduler"]), defaults.num_inference_steps)
@@ -256,8 +262,8 @@ def _defaults(checkpoint: Checkpoint) -> Defaults:
 
 
 @contextmanager
-def _refused(checkpoint: Checkpoint) -> Iterator[None]:
-    """What the runtime would say against the bundle, as an ExportError about the checkpoint."""
+def _as_export_error(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn the runtime's complaint about the bundle into an ExportError about the checkpoint."""
     try:
         yield
     except (BundleError, UsageError) as error:

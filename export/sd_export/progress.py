@@ -1,6 +1,6 @@
 """What an export tells its user: a line for each stage with time and size; on a terminal also a bar that ticks.
 
-Warnings that reach this package's logger meanwhile are told in the same way.
+Warnings that reach this package's logger meanwhile are shown in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Progress:
         self._stream: TextIO | None = stream if stream is not None else sys.stderr  # None where the caller closed it
         self._quiet, self._stages = quiet, stages
         self._bar: Any = None
-        self._told = 0.0  # when the last line was said
+        self._last_line = 0.0  # when the last line was printed
         self._notices = _Notices(self)
 
     def __enter__(self) -> Progress:
@@ -45,7 +45,7 @@ class Progress:
             self._bar = None
 
     def expect(self, stages: int) -> None:
-        """There are `stages` more to come."""
+        """Announce that `stages` more will follow."""
         if self._bar is not None:
             self._bar.total = self._bar.n + stages
             self._bar.refresh()
@@ -53,7 +53,7 @@ class Progress:
     @contextmanager
     def stage(self, what: str, output: Path | None = None) -> Iterator[None]:
         """Time the block; afterwards report it, with the size of the file `output` that it made."""
-        start, self._told = time.perf_counter(), time.monotonic()
+        start, self._last_line = time.perf_counter(), time.monotonic()
         with self._ticking(what):
             yield
         size = f"  {describe_size(output.stat().st_size):>8}" if output is not None else ""
@@ -62,11 +62,11 @@ class Progress:
             self._bar.update()
 
     def note(self, text: str) -> None:
-        """Something that the user should know at once, even when quiet."""
+        """Print what the user must know, even when quiet."""
         self._write(text)
 
     def say(self, text: str) -> None:
-        """Something good to know; nothing when quiet."""
+        """Print what is good to know; nothing when quiet."""
         if not self._quiet:
             self._write(text)
 
@@ -75,8 +75,8 @@ class Progress:
         for half an hour looks like a program that hangs."""
         if self._bar is not None:
             self._bar.set_description_str(f"{what}: {text}", refresh=False)
-        elif (now := time.monotonic()) - self._told > QUIET_SPELL:
-            self._told = now
+        elif (now := time.monotonic()) - self._last_line > QUIET_SPELL:
+            self._last_line = now
             self.say(f"{what}: {text}")
 
     def _write(self, text: str) -> None:

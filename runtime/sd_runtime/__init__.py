@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 from ._version import __version__ as __version__
 
 _HOME = {
-    "Bundle": "bundle",
+    "Bundle": "bundle.bundle",
     "BundleError": "errors",
     "DependencyError": "errors",
     "EngineError": "errors",

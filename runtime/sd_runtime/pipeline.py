@@ -262,7 +262,7 @@ class Pipeline:
         return self.decode(latents, fast=fast).samples
 
     def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
-        """The same, with the pixels of the pictures where the GPU has made them."""
+        """As `decode_latents`, with the pixels of the pictures where the GPU has made them."""
         return self.loops.decode(latents, fast=fast)
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:

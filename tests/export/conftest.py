@@ -18,10 +18,9 @@ from sd_export.exporter import export
 from sd_export.graphs.precision import to_float16
 from sd_export.graphs.trace import trace
 from sd_export.graphs.weights import save
-from sd_export.networks import components
-from sd_export.networks.modules import freeze
-from sd_export.networks.signature import Signature
-from sd_export.request import NETWORKS, ExportRequest
+from sd_export.networks.registry import REQUIRED, find
+from sd_export.options import ExportOptions
+from sd_export.signature import Signature
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.source.resolve import DEMO_FOLDER
 from sd_runtime.tensor import Array, Dim
@@ -143,7 +142,7 @@ def tiny_checkpoint(tiny_folder: Path) -> Checkpoint:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of the tiny checkpoint exported in float32; tests must not change it."""
-    return export(ExportRequest(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "tiny"))
+    return export(ExportOptions(str(tiny_folder), output=tmp_path_factory.mktemp("bundles") / "tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -155,7 +154,7 @@ def traced(
 
     @functools.cache
     def get(name: str, precision: str) -> Traced:
-        network = components.load(name, tiny_checkpoint)
+        network = find(name).load(tiny_checkpoint)
         single = Traced(network.module, network.signature, tiny_bundle / name / "model.onnx")
         return single if precision == "fp32" else halved(single, halves / name)
 
@@ -180,14 +179,14 @@ def trace_module(tmp_path: Path) -> Callable[[torch.nn.Module, Signature, str], 
     """trace_module(module, signature, root) → the module's graph in each precision."""
 
     def get(module: torch.nn.Module, signature: Signature, root: str = "") -> dict[str, Traced]:
-        freeze(module)
+        module.eval().requires_grad_(False)
         single = written(module, signature, trace(module, signature, root=root, pixels=8), tmp_path / "fp32")
         return {"fp32": single, "fp16": halved(single, tmp_path / "fp16")}
 
     return get
 
 
-@pytest.fixture(scope="session", params=NETWORKS)
+@pytest.fixture(scope="session", params=REQUIRED)
 def component(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -17,6 +17,7 @@ from fake_builder import FakeBuilders
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
 from sd_export.cli import main
+from sd_export.graphs.names import FLOAT32
 from sd_export.pack import write_synced
 from sd_export.tensorrt_ import build as module
 from sd_export.tensorrt_ import check as build_check
@@ -24,7 +25,7 @@ from sd_export.tensorrt_ import publish as build_publish
 from sd_export.tensorrt_.build import build
 from sd_export.tensorrt_.engine import Settings, build_engine
 from sd_export.tensorrt_.failures import explain
-from sd_export.tensorrt_.plan import FLOAT32, BuildRequest, plan_jobs
+from sd_export.tensorrt_.plan import BuildOptions, plan_builds
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import MANIFEST, Manifest, record_file
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
@@ -34,7 +35,7 @@ from sd_runtime.pipeline import Pipeline
 from sd_runtime.tensor import Array
 
 SMALL = {"batches": (1,), "fallback": False}
-FORMS = {"8.5.3": "trt-legacy", "10.13.3": "trt-basic", "11.4.0": "trt"}
+FORMS = {"8.5.3": "trt-legacy", "10.13.3": "trt-basic", "11.4.0": "trt-basic"}
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_bundle_gets_engines_that_the_runtime_uses(
     version: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     builders = machine(monkeypatch, version)
-    build(BuildRequest(bundle, **SMALL), quiet=False)
+    build(BuildOptions(bundle, **SMALL), quiet=False)
     manifest = manifest_of(bundle)
     assert {(r.component, r.form) for r in manifest.engines} == {
         ("unet", FORMS[version]),
@@ -92,7 +93,7 @@ def test_a_bundle_gets_engines_that_the_runtime_uses(
 
 def test_what_was_built_draws(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     request = {"prompt": "a large red star", "seed": 5, "num_inference_steps": 3}
     pictures = []
     for device in ("cuda", "cpu"):
@@ -113,7 +114,7 @@ def test_version_8_is_told_what_a_typed_graph_says_itself(bundle: Path, monkeypa
     half = replace(manifest_of(bundle), precision="fp16")
     refresh(bundle, half, "unet/model_trt-legacy.onnx")
     builders = machine(monkeypatch, "8.5.3")
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     (config,), (network,) = builders.configs, builders.networks
     assert config.flags == {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
     assert config.previews["DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805"]
@@ -128,9 +129,12 @@ def refresh(bundle: Path, manifest: Manifest, changed: str) -> None:
 
 
 def test_later_versions_take_precision_from_the_graph(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And take attention apart where a graph leaves it whole, as the plain one does."""
     only(bundle, "unet")
+    shutil.copy(bundle / "unet" / "model.onnx", bundle / "unet" / "model_trt-basic.onnx")
+    refresh(bundle, manifest_of(bundle), "unet/model_trt-basic.onnx")
     builders = machine(monkeypatch, "11.4.0")
-    build(BuildRequest(bundle, refittable=True, **SMALL))
+    build(BuildOptions(bundle, refittable=True, **SMALL))
     (config,), (network,) = builders.configs, builders.networks
     assert config.flags == {"REFIT"}  # no TF32: float32 means float32
     assert network.get_flag(sys.modules["tensorrt"].NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -143,7 +147,7 @@ def test_kernels_are_timed_once_for_a_gpu_and_version(
 ) -> None:
     only(bundle, "pixels", "vae_decoder")
     builders = machine(monkeypatch)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     (cache,) = (tmp_path / "home").rglob("timing.cache")
     assert cache.parent.name == "nvidia-h200-sm9.0-11.4.0"
     assert builders.configs[0].loaded_cache == b"" and builders.configs[1].loaded_cache == b"timed;"
@@ -154,12 +158,12 @@ def test_what_is_there_is_not_built_again(
 ) -> None:
     only(bundle, "pixels", "vae_decoder")
     builders = machine(monkeypatch)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     before = (bundle / MANIFEST).read_bytes()
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     assert (bundle / MANIFEST).read_bytes() == before and len(builders.configs) == 2
     assert "vae_decoder 128x128 batch 1 is up to date" in capsys.readouterr().err
-    build(BuildRequest(bundle, sizes=((64, 64),), **SMALL))
+    build(BuildOptions(bundle, sizes=((64, 64),), **SMALL))
     shapes = [r.profile["latent_sample"].opt for r in manifest_of(bundle).engines if r.component == "vae_decoder"]
     assert shapes == [(1, 4, 16, 16), (1, 4, 8, 8)]
 
@@ -167,9 +171,9 @@ def test_what_is_there_is_not_built_again(
 def test_another_precision_takes_the_place_of_the_first(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(bundle, "vae_decoder")
     builders = machine(monkeypatch)
-    build(BuildRequest(bundle, sizes=((64, 64), (128, 128)), **SMALL))
+    build(BuildOptions(bundle, sizes=((64, 64), (128, 128)), **SMALL))
     builders.built_instead = bundle / "vae_decoder" / "model.onnx"  # which the CPU can run, unlike bfloat16
-    build(BuildRequest(bundle, precision="bf16", sizes=((64, 64),), **SMALL))
+    build(BuildOptions(bundle, precision="bf16", sizes=((64, 64),), **SMALL))
     (record,) = manifest_of(bundle).engines
     assert (record.precision, record.form) == ("bf16", "trt-bf16")
     assert [path.name.split(".")[0] for path in bundle.rglob("*.plan")] == ["vae_decoder-64x64-batch-1"]
@@ -189,7 +193,7 @@ def test_an_interrupted_build_keeps_what_was_finished(bundle: Path, monkeypatch:
     real = module.build_engine
     monkeypatch.setattr(module, "build_engine", second)
     with pytest.raises(KeyboardInterrupt):
-        build(BuildRequest(bundle, **SMALL))
+        build(BuildOptions(bundle, **SMALL))
     assert [r.component for r in manifest_of(bundle).engines] == ["vae_decoder"]
     Bundle.open(bundle)
 
@@ -201,7 +205,7 @@ def test_fault_15_killed_while_an_engine_is_replaced(
     """At every moment all that the manifest names is there, as it was hashed; what is left over goes next time."""
     only(bundle, "vae_decoder")
     builders = machine(monkeypatch)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     (before,) = manifest_of(bundle).engines
     builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", "other")
     with monkeypatch.context() as dying:
@@ -213,12 +217,12 @@ def test_fault_15_killed_while_an_engine_is_replaced(
             kill = lambda path, data: interrupt() if path.name == killed_at else write(path, data)  # noqa: E731
             dying.setattr(build_publish, "write_synced", kill)
         with pytest.raises(KeyboardInterrupt):
-            build(BuildRequest(bundle, **SMALL), force=True)
+            build(BuildOptions(bundle, **SMALL), force=True)
     opened = Bundle.open(bundle)
     (record,) = opened.manifest.engines
     opened.verify([record.path])
     assert len(list(bundle.rglob("*.plan"))) == 2 and (record == before) == (killed_at == "manifest.json")
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     assert [path.relative_to(bundle).as_posix() for path in bundle.rglob("*.plan")] == [record.path]
 
 
@@ -241,7 +245,7 @@ def test_ctrl_c_stops_the_builder_itself(bundle: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(progress.Progress, "detail", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        build(BuildRequest(bundle, **SMALL))
+        build(BuildOptions(bundle, **SMALL))
     assert builders.configs and not manifest_of(bundle).engines
 
 
@@ -298,7 +302,7 @@ def test_a_wrong_engine_is_refused(how: str, complaint: str, bundle: Path, monke
     builders = machine(monkeypatch)
     builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
     with pytest.raises(ExportError, match=complaint):
-        build(BuildRequest(bundle, **SMALL))
+        build(BuildOptions(bundle, **SMALL))
     assert not manifest_of(bundle).engines and not list(bundle.rglob("*.plan"))
 
 
@@ -317,23 +321,25 @@ def test_a_dynamic_engine_is_tried_at_the_ends_of_its_range(
     builders = machine(monkeypatch)
     builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
     with pytest.raises(ExportError, match=complaint):
-        build(BuildRequest(bundle))
+        build(BuildOptions(bundle))
     assert [record.path.split("/")[-1].split(".")[0] for record in manifest_of(bundle).engines] == [
         "vae_decoder-128x128-batch-1"
     ]
 
 
 def test_what_is_too_large_for_the_gpu_is_told(bundle: Path) -> None:
-    (job,) = (
-        job for job in plan_jobs(manifest_of(bundle), BuildRequest(bundle), "11.4.0") if job.label == "unet dynamic"
+    (planned,) = (
+        planned
+        for planned in plan_builds(manifest_of(bundle), BuildOptions(bundle), "11.4.0")
+        if planned.label == "unet dynamic"
     )
 
     def engine(inputs: dict[str, Array]) -> dict[str, Array]:
-        if inputs["sample"].shape == job.profile["sample"].max:
+        if inputs["sample"].shape == planned.profile["sample"].max:
             raise OutOfMemoryError("out of memory")
         return {"out_sample": inputs["sample"]}
 
-    found = build_check.check(job, engine, engine, 1.0, cheap=False)
+    found = build_check.check(planned, engine, engine, 1.0, cheap=False)
     assert found.error == 0 and found.remarks == (
         "not tried at its largest shapes: the GPU's memory is too small for them",
     )
@@ -372,7 +378,7 @@ def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
     monkeypatch.setattr("sd_runtime.engines.onnxruntime_.backend.OnnxRuntimeEngine", Watched)
     Watched.opened.clear()
     Watched.shapes.clear()
-    build(BuildRequest(bundle))
+    build(BuildOptions(bundle))
     paths = [bundle / name / "model.safetensors" for name in ("unet", "vae_decoder")]
     assert (
         Watched.opened == [{"weights": path, "float16": True, "threads": None} for path in paths * 2]
@@ -407,19 +413,19 @@ def test_a_slow_build_is_reported(
     builders = machine(monkeypatch)
     builders.inspector = INSPECTED
     sluggish(monkeypatch, 10.0, 14.0, 14.0, 14.0)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     said = capsys.readouterr().err
     assert "10.00 ms a run" in said and "1 attentions fused" in said and "1 attentions are not fused" in said
-    build(BuildRequest(bundle, **SMALL), force=True)
+    build(BuildOptions(bundle, **SMALL), force=True)
     assert "14.0 ms a run, where an earlier build took 10.0 ms: build it anew with --force" in capsys.readouterr().err
-    build(BuildRequest(bundle, refittable=True, **SMALL))
+    build(BuildOptions(bundle, refittable=True, **SMALL))
     assert "earlier build" not in capsys.readouterr().err  # as expected of a refittable one
     manifest = manifest_of(bundle)
     weights = bundle / "unet" / "model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"\0")
     refresh(bundle, manifest, "unet/model.safetensors")
     monkeypatch.setattr(build_check, "check", lambda *_, **__: build_check.Findings(None, ()))
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     assert "earlier build" not in capsys.readouterr().err  # other weights
 
 
@@ -434,7 +440,7 @@ def test_attention_that_is_nowhere_to_be_seen_is_reported(
     builders.inspector = inspector
     monkeypatch.setattr(build_check, "check", lambda *_, **__: build_check.Findings(None, ()))
     sluggish(monkeypatch, 10.0)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     assert "the engine's layers show no fused attentions, where the graph has 20:" in capsys.readouterr().err
 
 
@@ -463,7 +469,7 @@ def test_engines_of_one_build_are_compared_with_one_another(
     machine(monkeypatch)
     sluggish(monkeypatch, *times)
     monkeypatch.setattr(build_check, "check", lambda *_, **__: build_check.Findings(None, ()))
-    build(BuildRequest(bundle, batches=(1, 2)))
+    build(BuildOptions(bundle, batches=(1, 2)))
     printed = capsys.readouterr().err
     assert (said or "") in printed and ("the work" in printed) == (said is not None)
 
@@ -478,7 +484,7 @@ def test_without_onnxruntime_black_pictures_are_still_found(
         raise DependencyError("no engine library is installed")
 
     monkeypatch.setattr("sd_runtime.engines.onnxruntime_.backend.OnnxRuntimeEngine", missing)
-    build(BuildRequest(bundle, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     said = capsys.readouterr().err
     assert said.count("engines are not compared with their graphs: no engine library is installed") == 1
     assert said.count("not compared") == 3
@@ -489,7 +495,7 @@ def test_without_onnxruntime_black_pictures_are_still_found(
     ):
         builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
         with pytest.raises(ExportError, match=complaint):
-            build(BuildRequest(bundle, refittable=True, **SMALL))
+            build(BuildOptions(bundle, refittable=True, **SMALL))
 
 
 def test_a_build_failure_names_layer_and_setting(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +506,7 @@ def test_a_build_failure_names_layer_and_setting(bundle: Path, monkeypatch: pyte
         "{ForeignNode[decoder.mid_block.attentions.0/Transpose...decoder.mid_block.attentions.0/Add]}.)"
     ]
     with pytest.raises(ExportError) as caught:
-        build(BuildRequest(bundle, **SMALL))
+        build(BuildOptions(bundle, **SMALL))
     said = str(caught.value)
     assert "building vae_decoder 128x128 batch 1: TensorRT has no kernel for a layer, at the layers from " in said
     assert "decoder.mid_block.attentions.0/Transpose to decoder.mid_block.attentions.0/Add" in said
@@ -510,7 +516,7 @@ def test_a_build_failure_names_layer_and_setting(bundle: Path, monkeypatch: pyte
 def test_without_a_gpu_one_line_says_so(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, "8.5.3").library.starts = False
     with pytest.raises(EngineError, match=r"^TensorRT does not start: CUDA initialization failure"):
-        build(BuildRequest(bundle, **SMALL))
+        build(BuildOptions(bundle, **SMALL))
     settings = Settings("fp32", False, 1 << 30, bundle / "timing.cache")
     with pytest.raises(ExportError, match="the GPU's driver is missing, or too old for this TensorRT"):
         build_engine("unet", bundle / "unet" / "model_trt-legacy.onnx", {}, settings, print)
@@ -522,7 +528,7 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
     refresh(bundle, manifest_of(bundle), "vae_decoder/model_trt-legacy.onnx")
     machine(monkeypatch, "8.6.1")
     with pytest.raises(ExportError, match="does not know an operator of the graph"):
-        build(BuildRequest(bundle, **SMALL))
+        build(BuildOptions(bundle, **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -617,14 +623,14 @@ def test_engines_are_chosen_while_exporting(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine(monkeypatch)
-    built: list[BuildRequest] = []
+    built: list[BuildOptions] = []
     monkeypatch.setattr("sd_export.exporter.export", lambda *_, **__: bundle)
-    monkeypatch.setattr(module, "build", lambda request, **_: built.append(request))
+    monkeypatch.setattr(module, "build", lambda options, **_: built.append(options))
     engines = ["--size", "64x128", "--batch", "1,2", "--no-fallback", "--engine-precision", "bf16"]
     assert main(["--model", "demo", "--tensorrt", *engines]) == 0
-    assert built == [BuildRequest(bundle, ((64, 128),), (1, 2), "bf16", fallback=False)]
+    assert built == [BuildOptions(bundle, ((64, 128),), (1, 2), "bf16", fallback=False)]
     assert main(["--model", "demo", "--tensorrt"]) == 0
-    assert built[1:] == [BuildRequest(bundle)]
+    assert built[1:] == [BuildOptions(bundle)]
     capsys.readouterr()
     for wrong, complaint in (
         (engines, "flags for engines: accepted only together with --tensorrt"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sd_export.tensorrt_.plan import BuildRequest, form_for, parse_batches, parse_size, plan_jobs
+from sd_export.tensorrt_.plan import BuildOptions, form_for, parse_batches, parse_size, plan_builds
 from sd_runtime.bundle.manifest import MANIFEST, Component, Manifest
 from sd_runtime.errors import BundleError, UsageError
 from sd_runtime.tensor import TensorSpec
@@ -17,8 +17,8 @@ def manifest(demo_bundle: Path) -> Manifest:
     return Manifest.from_bytes((demo_bundle / MANIFEST).read_bytes())
 
 
-def request(**options: object) -> BuildRequest:
-    return BuildRequest(Path("bundle"), **options)  # type: ignore[arg-type]
+def options(**fields: object) -> BuildOptions:
+    return BuildOptions(Path("bundle"), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def request(**options: object) -> BuildRequest:
         ("10.0.1", "trt-basic"),
         ("10.13.3.9", "trt-basic"),
         ("10.14.1", "trt-basic"),
-        ("10.15.0", "trt"),
-        ("11.4.0", "trt"),
+        ("10.15.0", "trt-basic"),
+        ("11.4.0", "trt-basic"),
     ],
 )
 def test_each_version_gets_a_graph_that_it_parses(manifest: Manifest, version: str, form: str) -> None:
@@ -39,7 +39,7 @@ def test_each_version_gets_a_graph_that_it_parses(manifest: Manifest, version: s
 
 def test_precisions_that_cannot_be_had_say_why(manifest: Manifest) -> None:
     half = replace(manifest, precision="fp16")
-    assert form_for(half, None, "11.4.0") == ("trt", "fp16")
+    assert form_for(half, None, "11.4.0") == ("trt-basic", "fp16")
     assert form_for(manifest, "bf16", "10.15.0") == ("trt-bf16", "bf16")
     with pytest.raises(UsageError, match=r"precision bf16: got a fp16 bundle and TensorRT 11\.4"):
         form_for(half, "bf16", "11.4.0")
@@ -52,8 +52,8 @@ def test_precisions_that_cannot_be_had_say_why(manifest: Manifest) -> None:
 
 
 def test_by_default_one_exact_engine_and_one_dynamic_fallback(manifest: Manifest) -> None:
-    jobs = {job.label: job for job in plan_jobs(manifest, request(), "11.4.0")}
-    assert list(jobs) == [
+    builds = {planned.label: planned for planned in plan_builds(manifest, options(), "11.4.0")}
+    assert list(builds) == [
         "unet 128x128 batch 1",
         "vae_decoder 128x128 batch 1",
         "unet dynamic",
@@ -64,73 +64,75 @@ def test_by_default_one_exact_engine_and_one_dynamic_fallback(manifest: Manifest
         "sampler_step plain",
         "pixels plain",
     ]
-    exact = jobs["unet 128x128 batch 1"]
+    exact = builds["unet 128x128 batch 1"]
     assert exact.shapes["sample"] == (2, 4, 16, 16) and exact.shapes["timestep"] == (1,)
     assert all(allowed.min == allowed.max for allowed in exact.profile.values())
-    fallback = jobs["unet dynamic"].profile
+    fallback = builds["unet dynamic"].profile
     assert (fallback["sample"].min, fallback["sample"].opt) == ((1, 4, 16, 16), (2, 4, 16, 16))
     assert fallback["sample"].max == (2, 4, 96, 96)  # 768 pixels, one picture with guidance
     assert (fallback["encoder_hidden_states"].min[1], fallback["encoder_hidden_states"].max[1]) == (77, 231)
-    decoder = jobs["vae_decoder dynamic"].profile["latent_sample"]
+    decoder = builds["vae_decoder dynamic"].profile["latent_sample"]
     assert (decoder.min, decoder.max) == ((1, 4, 16, 16), (1, 4, 96, 96))
-    assert jobs["vae_encoder dynamic"].profile["sample"].max == (1, 3, 768, 768)
+    assert builds["vae_encoder dynamic"].profile["sample"].max == (1, 3, 768, 768)
 
 
 def test_every_size_and_batch_asked_for_is_an_engine_of_its_own(manifest: Manifest) -> None:
-    asked = request(sizes=((512, 512), (512, 768), (1024, 512)), batches=(1, 2, 4), fallback=False)
-    planned = plan_jobs(manifest, asked, "11.4.0")
-    assert [job.label for job in planned if job.component == "vae_decoder"] == [
+    asked = options(sizes=((512, 512), (512, 768), (1024, 512)), batches=(1, 2, 4), fallback=False)
+    everything = plan_builds(manifest, asked, "11.4.0")
+    assert [planned.label for planned in everything if planned.component == "vae_decoder"] == [
         f"vae_decoder {size} batch 1" for size in ("512x512", "512x768", "1024x512")
     ]
-    jobs = [job for job in planned if job.component == "unet"]
-    assert len(jobs) == 9 and not any("dynamic" in job.label for job in jobs)
-    assert jobs[4].label == "unet 512x768 batch 2"
-    assert jobs[4].shapes["sample"] == (4, 4, 96, 64)  # rows, channels, height, width
-    assert jobs[4].shapes["encoder_hidden_states"][:2] == (4, 77)
+    builds = [planned for planned in everything if planned.component == "unet"]
+    assert len(builds) == 9 and not any("dynamic" in planned.label for planned in builds)
+    assert builds[4].label == "unet 512x768 batch 2"
+    assert builds[4].shapes["sample"] == (4, 4, 96, 64)  # rows, channels, height, width
+    assert builds[4].shapes["encoder_hidden_states"][:2] == (4, 77)
 
 
 def test_the_fallback_reaches_as_far_as_what_was_asked_for(manifest: Manifest) -> None:
-    jobs = plan_jobs(manifest, request(sizes=((1024, 64),), batches=(4,)), "11.4.0")
-    fallback = next(job for job in jobs if job.label == "unet dynamic").profile["sample"]
+    builds = plan_builds(manifest, options(sizes=((1024, 64),), batches=(4,)), "11.4.0")
+    fallback = next(planned for planned in builds if planned.label == "unet dynamic").profile["sample"]
     assert (fallback.min, fallback.opt, fallback.max) == ((1, 4, 8, 8), (8, 4, 8, 128), (8, 4, 128, 128))
 
 
 def test_models_without_guidance_take_one_row_a_picture(manifest: Manifest) -> None:
     turbo = replace(manifest, defaults=replace(manifest.defaults, guidance_scale=1.0))
-    graph = manifest.components["unet"].graphs["trt"]
+    graph = manifest.components["unet"].graphs["trt-basic"]
     scale = TensorSpec("timestep_cond", "float32", (graph.inputs[0].shape[0], 256))
     told = replace(graph, inputs=(*graph.inputs, scale))
-    unet = replace(manifest.components["unet"], graphs={"plain": told, "trt": told})
+    unet = replace(manifest.components["unet"], graphs={"plain": told, "trt-basic": told})
     consistency = replace(manifest, components={**manifest.components, "unet": unet})
     for model in (turbo, consistency):
-        exact, *rest = plan_jobs(model, request(batches=(3,)), "11.4.0")
+        exact, *rest = plan_builds(model, options(batches=(3,)), "11.4.0")
         assert exact.label == "unet 128x128 batch 3" and exact.shapes["sample"][0] == 3
-        fallback = next(job for job in rest if job.label == "unet dynamic").profile["sample"]
+        fallback = next(planned for planned in rest if planned.label == "unet dynamic").profile["sample"]
         assert (fallback.opt[0], fallback.max[0]) == (3, 6 if model is turbo else 3)  # guidance may be asked for
     assert exact.profile["timestep_cond"].opt == (3, 256)
 
 
 def test_loop_graphs_take_what_the_networks_take(manifest: Manifest) -> None:
-    jobs = {job.label: job.profile for job in plan_jobs(manifest, request(batches=(1, 4)), "8.5.3")}
-    step = jobs["sampler_step guided"]
+    builds = {planned.label: planned.profile for planned in plan_builds(manifest, options(batches=(1, 4)), "8.5.3")}
+    step = builds["sampler_step guided"]
     assert step["model_output"].min[0] == 2 and step["model_output"].max == (8, 4, 96, 96)
     assert step["coefficients"].max == (2048, 8, 10) and step["timesteps"].max == (2049,)
-    assert jobs["sampler_step plain"]["model_output"].max[0] == 8  # without guidance the UNet's rows are pictures
-    assert jobs["unet dynamic"]["sample"].max[0] == 8
-    assert jobs["pixels plain"]["sample"].max == (4, 3, 768, 768)
+    assert builds["sampler_step plain"]["model_output"].max[0] == 8  # without guidance the UNet's rows are pictures
+    assert builds["unet dynamic"]["sample"].max[0] == 8
+    assert builds["pixels plain"]["sample"].max == (4, 3, 768, 768)
 
 
 def test_what_the_bundle_lacks(manifest: Manifest) -> None:
     networks = {name: manifest.components[name] for name in ("unet", "text_encoder")}
-    labels = [job.label for job in plan_jobs(replace(manifest, components=networks), request(), "11.4.0")]
+    labels = [planned.label for planned in plan_builds(replace(manifest, components=networks), options(), "11.4.0")]
     assert labels == ["unet 128x128 batch 1", "unet dynamic", "text_encoder dynamic"]
     old = {"unet": Component(networks["unet"].weights, {"plain": networks["unet"].graph()})}
-    with pytest.raises(BundleError, match="no trt graph of unet; export it again: sd-export --model demo --force"):
-        plan_jobs(replace(manifest, components=old), request(), "11.4.0")
+    with pytest.raises(
+        BundleError, match="no trt-basic graph of unet; export it again: sd-export --model demo --force"
+    ):
+        plan_builds(replace(manifest, components=old), options(), "11.4.0")
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("fields", "complaint"),
     [
         ({"sizes": ((513, 512),)}, "size: got 513x512, accepted WIDTHxHEIGHT, multiples of 64"),
         ({"sizes": ((2048, 512),)}, "size: got 2048x512"),
@@ -139,9 +141,9 @@ def test_what_the_bundle_lacks(manifest: Manifest) -> None:
         ({"precision": "int8"}, "precision: got int8, accepted fp32, fp16, bf16"),
     ],
 )
-def test_requests_that_make_no_sense(options: dict[str, object], complaint: str) -> None:
+def test_options_that_make_no_sense(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
-        request(**options)
+        options(**fields)
 
 
 def test_flags_are_read() -> None:

@@ -21,8 +21,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import cosine_distance
 from fake_cuda import FakeGpu
 from fake_onnxruntime import FakeOnnxRuntime
 from sd_export.exporter import export
-from sd_export.request import ExportRequest
-from sd_export.tensorrt_.plan import BuildRequest, plan_jobs
+from sd_export.options import ExportOptions
+from sd_export.tensorrt_.plan import BuildOptions, plan_builds
 from sd_runtime import Bundle, Pipeline, Result, make_request
 from sd_runtime.bundle.manifest import Defaults, Precision
 from sd_runtime.cli.recall import recall
@@ -62,7 +62,7 @@ def sd1(place: Path) -> Exported:
     folder = place / "stable-diffusion-v1-4"
     tiny_checkpoints.stable_diffusion_1(folder)
     components = (*NEEDED, "safety_checker")
-    return Exported(folder, export(ExportRequest(str(folder), output=place / "sd1", components=components)))
+    return Exported(folder, export(ExportOptions(str(folder), output=place / "sd1", components=components)))
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def sd2(place: Path) -> Exported:
     tiny_checkpoints.stable_diffusion_2(folder)
     tiny_checkpoints.tiny_vae(seed=9, scaling_factor=0.3).save_pretrained(vae)
     tiny_checkpoints.tiny_taesd().save_pretrained(taesd)
-    request = ExportRequest(str(folder), output=place / "sd2", components=NEEDED, vae=str(vae), taesd=str(taesd))
-    return Exported(folder, export(request), vae, taesd)
+    options = ExportOptions(str(folder), output=place / "sd2", components=NEEDED, vae=str(vae), taesd=str(taesd))
+    return Exported(folder, export(options), vae, taesd)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def lcm(place: Path) -> Exported:
     folder = place / "lcm"
     tiny_checkpoints.latent_consistency_model(folder)
     components = (*NEEDED, "vae_encoder")
-    return Exported(folder, export(ExportRequest(str(folder), output=place / "lcm-bundle", components=components)))
+    return Exported(folder, export(ExportOptions(str(folder), output=place / "lcm-bundle", components=components)))
 
 
 @pytest.fixture(scope="module")
@@ -205,10 +205,10 @@ def test_bundle_says_whether_there_is_a_safety_checker(sd1_pipe: Pipeline, sd2_p
 
 def test_safety_checker_in_float16(sd1: Exported, sd1_pipe: Pipeline, tmp_path: Path) -> None:
     """What follows the network stays float32: scores are as near as its own rounding lets them be."""
-    request = ExportRequest(
+    options = ExportOptions(
         str(sd1.checkpoint), output=tmp_path / "half", precision="fp16", components=("safety_checker",)
     )
-    half = export(request) / "safety_checker" / "model.onnx"
+    half = export(options) / "safety_checker" / "model.onnx"
     feeds = {"clip_input": np.random.default_rng(0).standard_normal((3, 3, 30, 30), np.float32)}
     scores = onnxruntime.InferenceSession(str(half), providers=["CPUExecutionProvider"]).run(None, feeds)
     expected = sd1_pipe.engines.engine("safety_checker").run(feeds)
@@ -216,7 +216,7 @@ def test_safety_checker_in_float16(sd1: Exported, sd1_pipe: Pipeline, tmp_path: 
         np.testing.assert_allclose(got, expected[name], atol=1e-3)
 
 
-@pytest.mark.parametrize("form", ["cpu", "trt", "trt-basic", "trt-legacy"])
+@pytest.mark.parametrize("form", ["cpu", "trt-basic", "trt-legacy"])
 def test_every_form_of_the_safety_checker_is_the_plain_one(sd1: Exported, sd1_pipe: Pipeline, form: str) -> None:
     graphs = sd1_pipe.manifest.components["safety_checker"].graphs
     feeds = {"clip_input": np.random.default_rng(1).standard_normal((2, 3, 30, 30), np.float32)}
@@ -231,18 +231,18 @@ def test_every_form_of_the_safety_checker_is_the_plain_one(sd1: Exported, sd1_pi
 
 
 def test_engines_are_built_for_all_that_draws(sd1_pipe: Pipeline, sd2_pipe: Pipeline, lcm_pipe: Pipeline) -> None:
-    request = BuildRequest(Path("bundle"), sizes=((64, 64),))
-    jobs = {job.component: job for job in plan_jobs(sd1_pipe.manifest, request, "11.4.0")}
-    assert jobs["safety_checker"].shapes == {"clip_input": (1, 3, 30, 30)}
-    assert "taesd" in {job.component for job in plan_jobs(sd2_pipe.manifest, request, "11.4.0")}
-    (unet, *_) = plan_jobs(lcm_pipe.manifest, request, "11.4.0")
+    options = BuildOptions(Path("bundle"), sizes=((64, 64),))
+    builds = {planned.component: planned for planned in plan_builds(sd1_pipe.manifest, options, "11.4.0")}
+    assert builds["safety_checker"].shapes == {"clip_input": (1, 3, 30, 30)}
+    assert "taesd" in {planned.component for planned in plan_builds(sd2_pipe.manifest, options, "11.4.0")}
+    (unet, *_) = plan_builds(lcm_pipe.manifest, options, "11.4.0")
     assert unet.shapes["timestep_cond"] == (1, 16)
 
 
 def test_a_checkpoint_without_one_has_none_to_export(sd2: Exported, tmp_path: Path) -> None:
-    request = ExportRequest(str(sd2.checkpoint), output=tmp_path / "none", components=("safety_checker",))
+    options = ExportOptions(str(sd2.checkpoint), output=tmp_path / "none", components=("safety_checker",))
     with pytest.raises(ExportError, match="has no safety checker"):
-        export(request)
+        export(options)
 
 
 VIT_L_14 = {
@@ -287,10 +287,10 @@ def test_safety_checker_of_true_size(sd1: Exported, tmp_path: Path, precision: P
     (folder / "safety_checker/model.fp16.safetensors").unlink()
     checker.save_pretrained(folder / "safety_checker")
     processor.save_pretrained(folder / "feature_extractor")
-    request = ExportRequest(
+    options = ExportOptions(
         str(folder), output=tmp_path / "bundle", precision=precision, components=("safety_checker",), verify=False
     )
-    bundle = Bundle.open(export(request))
+    bundle = Bundle.open(export(options))
     engines = Engines.open(bundle, "cpu")
     ours = SafetyChecker(engines.engine("safety_checker"), ImageProcessor.from_bytes(bundle.read(PREPROCESSOR)))
     started = time.perf_counter()
@@ -323,9 +323,9 @@ def test_another_vae_is_named(sd2: Exported, sd2_pipe: Pipeline) -> None:
 
 
 def test_another_vae_is_another_bundle(sd2: Exported) -> None:
-    request = ExportRequest(str(sd2.checkpoint), output=sd2.bundle, components=NEEDED, taesd=str(sd2.taesd))
+    options = ExportOptions(str(sd2.checkpoint), output=sd2.bundle, components=NEEDED, taesd=str(sd2.taesd))
     with pytest.raises(ExportError, match="exists: got a fp32 bundle of stable-diffusion-2-1; replace it with --force"):
-        export(request)
+        export(options)
 
 
 def test_fast_decoder(sd2: Exported, sd2_pipe: Pipeline) -> None:
@@ -334,7 +334,7 @@ def test_fast_decoder(sd2: Exported, sd2_pipe: Pipeline) -> None:
     result = assert_same_picture(sd2_pipe, reference, fast_decoder=True, num_inference_steps=2)
     assert result.parameters[0].extra["VAE Decoder"] == "TAESD"
     settings, unknown = recall(result.parameters[0])
-    assert settings.fast_decoder and not unknown
+    assert settings.options["fast_decoder"] and not unknown
     assert np.array_equal(sd2_pipe.decode_latents(result.latents, fast=True), result.samples)
     assert psnr(sd2_pipe.decode_latents(result.latents) / 2 + 0.5, result.samples / 2 + 0.5) < 40
 
@@ -345,7 +345,7 @@ def test_sd_run_with_the_fast_decoder(sd2: Exported, lcm: Exported, tmp_path: Pa
     assert read_parameters(tmp_path / "p.png").extra["VAE Decoder"] == "TAESD"
     capsys.readouterr()
     assert main([PROMPT, "--model", str(lcm.bundle), *flags, "--overwrite"]) == 2
-    message = "fast_decoder: got True, accepted a bundle that has one; add one: sd-export --model lcm --taesd"
+    message = "--fast-decoder: got True, accepted a bundle that has one; add one: sd-export --model lcm --taesd"
     assert message in capsys.readouterr().err
 
 
@@ -354,8 +354,8 @@ def turbo(place: Path) -> tuple[Path, Bundle]:
     """SD-Turbo has the networks of Stable Diffusion 2.1, which are exported above; here, its sampler and defaults."""
     folder = place / "sd-turbo"
     tiny_checkpoints.sd_turbo(folder)
-    request = ExportRequest(str(folder), output=place / "turbo", components=("text_encoder",))
-    return folder, Bundle.open(export(request))
+    options = ExportOptions(str(folder), output=place / "turbo", components=("text_encoder",))
+    return folder, Bundle.open(export(options))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

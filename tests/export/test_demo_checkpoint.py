@@ -64,7 +64,7 @@ def test_architecture_is_complete() -> None:
     vae = json.loads((CHECKPOINT / "vae/config.json").read_text())
     assert 2 ** (len(vae["block_out_channels"]) - 1) == 8
     index = json.loads((CHECKPOINT / "model_index.json").read_text())
-    assert index["_defaults"] == {"num_inference_steps": 25, "guidance_scale": 4.0, "height": 128, "width": 128}
+    assert index["_defaults"] == {"num_inference_steps": 25, "guidance_scale": 2.5, "height": 128, "width": 128}
 
 
 def test_draws_in_diffusers(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +80,7 @@ def test_draws_in_diffusers(caplog: pytest.LogCaptureFixture) -> None:
     result = pipeline(
         "a large white circle on a blue background",
         num_inference_steps=25,
-        guidance_scale=4.0,
+        guidance_scale=2.5,
         generator=torch.Generator().manual_seed(1),
     )
     pixels = np.asarray(result.images[0]).astype(int)
@@ -94,7 +94,7 @@ def test_recipe_runs(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     out = tmp_path / "checkpoint"
     command = [sys.executable, REPOSITORY / "scripts/train_demo.py", out, "--threads", "1"]
-    small = ["--pictures", "32", "--vae-steps", "2", "--unet-steps", "2"]
+    small = ["--pictures", "32", "--vae-steps", "2", "--unet-steps", "2", "--place-steps", "2"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     run = subprocess.run([*command, *small], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr

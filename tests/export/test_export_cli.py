@@ -78,15 +78,30 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert capsys.readouterr() == ("", expected)
 
 
+def test_no_onnxruntime(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The export extra brings none, for it would hide one for GPUs; what is written is run once."""
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(stages, "LIBRARIES", ("no_such_library",))
+    assert main(["--model", "demo"]) == 1
+    assert capsys.readouterr().err == 'sd-export: sd-export needs no_such_library; pip install "sd-lean[export,cpu]"\n'
+    monkeypatch.setattr(stages, "LIBRARIES", ())
+    assert main(["--model", "demo"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("sd-export: no engine library is installed: accepted onnxruntime or onnxruntime-gpu; ")
+    assert 'pip install "sd-lean[cpu]"' in err
+
+
 def test_output_of_an_export(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "bundle"
     flags = ["--model", str(tiny_folder), "--output", str(target), "--components", "text_encoder"]
     assert main(flags) == 0
     out, err = capsys.readouterr()
     assert out == f"{target}\n"
-    stages_shown = [line.split("  ")[0] for line in err.splitlines()]
+    checkpoint, family, *others = err.splitlines()
+    assert family == "tiny-model is Stable Diffusion of its own size"
+    stages_shown = [line.split("  ")[0] for line in (checkpoint, *others)]
     assert stages_shown[:5] == ["checkpoint", *(f"text_encoder: {w}" for w in ("load", "trace", "write", "check"))]
-    assert all(line.endswith((" s", "B")) for line in err.splitlines())
+    assert all(line.endswith((" s", "B")) for line in (checkpoint, *others))
     assert main([*flags, "--quiet"]) == 0
     assert capsys.readouterr() == (f"{target}\n", f"{target} is up to date\n")
 

@@ -4,7 +4,7 @@ Measured on the demo model, largest difference by the largest value of the outpu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,23 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 from runnable import in_float32, with_functions
 from sd_export.graphs.forms import FORMS, rewrite, write_forms
 from sd_export.graphs.forms.attention import decompose_attention
 from sd_export.graphs.forms.editor import Editor
+from sd_export.graphs.forms.products import stack_products
+from sd_export.graphs.forms.tokens import MERGE_HEADS, SPLIT_HEADS, TOKENS_FIRST, project_tokens
+from sd_export.graphs.names import FLOAT32
 from sd_export.graphs.precision import to_float16
 from sd_export.graphs.weights import save
-from sd_export.tensorrt_.plan import FLOAT32
+from sd_export.networks.unet import UNet, unet_signature
+from sd_export.signature import Sizes
 from sd_runtime.bundle.manifest import MANIFEST, Graph, Manifest, Precision
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array
+from tiny_checkpoints import STABLE_DIFFUSION_2, WIDTH, tiny_unet
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 LIMITS: dict[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
@@ -150,8 +156,11 @@ def test_each_form_has_what_its_runtime_fuses(bundle: tuple[Path, Forms]) -> Non
     assert cuda["NhwcConv"] == plain["Conv"] and "Conv" not in cuda
     assert cuda["SkipGroupNorm"] > cuda["GroupNorm"] and "Sigmoid" in cuda  # the timestep's own are left
     assert cuda["SkipLayerNormalization"] == 2 * cuda["LayerNormalization"] < 2 * cuda["BiasAdd"]
-    assert basic["Softmax"] == plain["Attention"] and basic["InstanceNormalization"] == plain["GroupNormalization"]
-    assert _operators(folder / forms["unet"]["trt"].path) == plain
+    assert basic["Softmax"] == plain["Attention"] and "Attention" not in basic
+    blocks = plain["Attention"] // 2
+    assert basic["Conv"] == plain["Conv"] - 2 * blocks
+    small = basic["ReduceMean"] // 2
+    assert basic["InstanceNormalization"] + small == plain["GroupNormalization"] > small > 0
 
 
 def test_biases_of_convolutions_are_added_with_what_else_is_added(bundle: tuple[Path, Forms]) -> None:
@@ -204,20 +213,106 @@ def test_the_cuda_form_is_typed_as_its_operators_are(bundle: tuple[Path, Forms])
             ort.InferenceSession(folder / forms[name]["cuda"].path, providers=["CPUExecutionProvider"])
 
 
-def test_wide_heads_are_taken_apart_for_tensorrt(tmp_path: Path) -> None:
-    """TensorRT fuses heads of up to 256; the VAE of Stable Diffusion has one of 512."""
-    text = """<ir_version: 10, opset_import: ["" : 23]>
-    main (float[2, 5, 1, 512] x) => (float[2, 1, 5, 512] y) {
-        heads = Transpose<perm = [0, 2, 1, 3]>(x)
-        y = Attention(heads, heads, heads)
-    }"""
+def test_tokens_are_transposed_at_the_edges_of_transformer_blocks_only(bundle: tuple[Path, Forms]) -> None:
+    """Once into each block, once out of it, and the prompt once for all of them."""
+    folder, forms = bundle
+    for form in ("trt-basic", "trt-bf16"):
+        if form in forms["unet"]:
+            graph = ir.load(folder / forms["unet"][form].path).graph
+            orders = [tuple(node.attributes["perm"].as_ints()) for node in graph if node.op_type == "Transpose"]
+            attentions = sum(node.op_type == "Softmax" for node in graph)
+            assert orders.count(TOKENS_FIRST) == 2 * (attentions // 2) + 1
+            assert orders.count(SPLIT_HEADS) == 2 * attentions  # of Q and V; of K the two last axes are exchanged
+            assert orders.count(MERGE_HEADS) == attentions and (0, 2, 1, 3) not in orders
+    basic, legacy = (ir.load(folder / forms["text_encoder"][form].path).graph for form in ("trt-basic", "trt-legacy"))
+    assert TOKENS_FIRST not in [
+        tuple(n.attributes["perm"].as_ints()) for n in (*basic, *legacy) if n.op_type == "Transpose"
+    ]
+
+
+@pytest.mark.parametrize("form", [name for name in FORMS if name.startswith("trt")])
+def test_transformers_of_stable_diffusion_2(trace_module: Callable[..., Any], form: str) -> None:
+    """Linear projections, which are products of the tokens as they are, and a width for each level's heads."""
+    torch.manual_seed(0)
+    unet = tiny_unet(**STABLE_DIFFUSION_2)
+    traced = trace_module(UNet(unet), unet_signature(Sizes(4, 8, 8, 77, WIDTH)), "unet")["fp32"]
+    feeds = traced.feeds({"batch": 2, "latent_height": 10, "latent_width": 13, "sequence_length": 154})
+    expected = run(traced.graph.read_bytes(), traced.graph.parent, feeds)
+    model = ir.load(traced.graph)
+    rewrite(model, FORMS[form])
+    content = ir.to_proto(model).SerializeToString()
+    got = run(RUNNABLE[form](content) if form in RUNNABLE else content, traced.graph.parent, feeds)
+    limit = BFLOAT16_LIMIT if form == "trt-bf16" else LIMITS["fp32"]
+    assert np.abs(got - expected).max() < limit * np.abs(expected).max()
+
+
+def test_softmax_is_float32_for_tensorrt(bundle: tuple[Path, Forms]) -> None:
+    """Where nothing fuses it, scores keep their precision between the products as they do where something does."""
+    folder, forms = bundle
+    for component in COMPONENTS:
+        for form in ("trt-basic", "trt-bf16"):
+            if form in forms[component]:
+                graph = ir.load(folder / forms[component][form].path).graph
+                found = [node.outputs[0].dtype for node in graph if node.op_type == "Softmax"]
+                assert found and {*found} == {ir.DataType.FLOAT}
+
+
+@pytest.mark.parametrize("attributes", ["", "strides = [2, 2]", "pads = [1, 1, 1, 1]"])
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("channels", [8, 12])
+def test_projections_are_products_where_they_may_be(tmp_path: Path, side: str, attributes: str, channels: int) -> None:
+    """A convolution that moves, or that changes the number of channels, stays one."""
+    conv = f"Conv<{attributes}>" if attributes else "Conv"
+    body = {
+        "before": f"""main (float[2, 8, 6, 5] x, float[{channels}, 8, 1, 1] weight) => (y) {{
+            planes = {conv}(x, weight, bias)
+            last = Transpose<perm = [0, 2, 3, 1]>(planes)
+            y = Reshape(last, shape)""",
+        "after": f"""main (float[2, 30, 8] x, float[{channels}, 8, 1, 1] weight) => (y) {{
+            last = Reshape(x, shape)
+            first = Transpose<perm = [0, 3, 1, 2]>(last)
+            y = {conv}(first, weight, bias)""",
+    }[side]
+    proto = onnx.parser.parse_model(f"""<ir_version: 10, opset_import: ["" : 23]> {body} }}""")
+    random = np.random.default_rng(3)
+    shape = np.array([0, -1, channels] if side == "before" else [0, 6, 5, 8])
+    constants = {"shape": shape, "bias": random.standard_normal(channels, np.float32)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    inputs = {"weight": random.standard_normal((channels, 8, 1, 1), np.float32)}
+    inputs["x"] = random.standard_normal((2, 8, 6, 5) if side == "before" else (2, 30, 8), np.float32)
+    expected = run(proto.SerializeToString(), tmp_path, inputs)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    project_tokens(Editor(model))
+    model.graph.sort()
+    stays = bool(attributes) or channels != 8
+    assert stays == any(node.op_type == "Conv" for node in model.graph)
+    assert np.allclose(run(ir.to_proto(model).SerializeToString(), tmp_path, inputs), expected, atol=1e-5)
+
+
+def test_a_prompts_products_are_stacked_ten_at_a_time(tmp_path: Path) -> None:
+    """What the network computes itself is left alone: TensorRT batches the products of a self-attention as it is."""
+    products = [f"p{number} = MatMul(prompt, w{number})" for number in range(12)]
+    products += [f"q{number} = MatMul(hidden, w{number})" for number in range(2)]
+    names = [line.split()[0] for line in products]
+    weights = ", ".join(f"float[4, 6] w{number}" for number in range(12))
+    text = f"""<ir_version: 10, opset_import: ["" : 23]>
+    main (float[3, 2, 4] x, {weights}) => (float[3, 2, {6 * len(names)}] y) {{
+        prompt = Transpose<perm = [0, 1, 2]>(x)
+        hidden = Mul(x, x)
+        {" ".join(products)}
+        y = Concat<axis = 2>({", ".join(names)})
+    }}"""
     model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
-    inputs = {"x": np.random.default_rng(1).standard_normal((2, 5, 1, 512), np.float32)}
+    random = np.random.default_rng(4)
+    inputs = {"x": random.standard_normal((3, 2, 4), np.float32)}
+    inputs |= {f"w{number}": random.standard_normal((4, 6), np.float32) for number in range(12)}
     expected = run(ir.to_proto(model).SerializeToString(), tmp_path, inputs)
-    decompose_attention(Editor(model), above=512)
-    assert any(node.op_type == "Attention" for node in model.graph)
-    decompose_attention(Editor(model), above=256)
-    assert not any(node.op_type == "Attention" for node in model.graph)
+    for node in model.graph:
+        node.name = node.outputs[0].name
+    stack_products(Editor(model))
+    model.graph.sort()
+    parts = [len(node.outputs) for node in model.graph if node.op_type == "Split"]
+    assert parts == [10, 2] and sum(node.op_type == "MatMul" for node in model.graph) == 4
     assert np.allclose(run(ir.to_proto(model).SerializeToString(), tmp_path, inputs), expected, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from sd_export.graphs.step_graph import pixels_graph, pixels_signature, step_graph, step_signature
-from sd_export.networks.signature import Signature, Sizes
+from sd_export.signature import Signature, Sizes
 from sd_runtime.images.convert import to_pixels
 from sd_runtime.sampling import SamplingPlan, SchedulerConfig, describe, make_plan, resolve
 from sd_runtime.tensor import Array, check_feeds

@@ -14,7 +14,8 @@ import pytest
 from safetensors import safe_open
 from sd_export.graphs.forms import text_embeds
 from sd_export.graphs.weights import save_graph
-from sd_export.networks.signature import Sizes, text_embeds_signature
+from sd_export.networks.text_encoder import text_embeds_signature
+from sd_export.signature import Sizes
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 

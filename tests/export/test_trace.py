@@ -13,8 +13,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from sd_export.graphs.trace import OPSET, trace
-from sd_export.networks.modules import TextEncoder, UNet
-from sd_export.networks.signature import Signature, Sizes, text_encoder_signature, trace_shape, unet_signature
+from sd_export.networks.text_encoder import TextEncoder, text_encoder_signature
+from sd_export.networks.unet import UNet, unet_signature
+from sd_export.signature import Signature, Sizes, trace_shape
 from sd_runtime.errors import ExportError
 from sd_runtime.tensor import Array, Dim, TensorSpec
 from transformers import CLIPTextConfig, CLIPTextModel

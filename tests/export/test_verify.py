@@ -19,7 +19,7 @@ from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT
 from hypothesis import given
 from hypothesis import strategies as st
-from sd_export.request import NETWORKS
+from sd_export.networks.registry import REQUIRED
 from sd_export.source import Checkpoint, resolve_checkpoint
 from sd_export.verify import bisect as layers
 from sd_export.verify.cli import main
@@ -52,7 +52,7 @@ def probe(demo_bundle: Path) -> Probe:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Checkpoint, probe: Probe) -> Reference:
-    return make_reference(checkpoint, probe, NETWORKS, threads=1)
+    return make_reference(checkpoint, probe, REQUIRED, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_limits() -> None:
 def test_a_sound_bundle_passes(report: Report) -> None:
     assert report.passed, report.table()
     assert list(dict.fromkeys(row.component for row in report.rows)) == [
-        "tokenizer", "noise", "text_encoder", "unet", "vae_encoder", "vae_decoder", "loop", "picture",
+        "tokenizer", "noise", "text_encoder", "unet", "vae_decoder", "vae_encoder", "loop", "picture",
     ]  # fmt: skip
     steps = [row for row in report.rows if row.component == "loop"]
     assert len(steps) == STEPS + 1  # PNDM visits one timestep twice
@@ -196,7 +196,7 @@ def test_the_reference_is_torch_s(reference: Reference, probe: Probe) -> None:
 
 
 def test_the_same_reference_twice(checkpoint: Checkpoint, probe: Probe, reference: Reference) -> None:
-    again = make_reference(checkpoint, probe, NETWORKS, threads=1)
+    again = make_reference(checkpoint, probe, REQUIRED, threads=1)
     assert again.tensors.keys() == reference.tensors.keys()
     assert all(np.array_equal(again.tensors[name], tensor) for name, tensor in reference.tensors.items())
 
@@ -210,7 +210,7 @@ def test_only_the_networks_that_there_are(checkpoint: Checkpoint, probe: Probe) 
 def test_full_probe_is_what_the_authors_recommend(demo_bundle: Path) -> None:
     defaults = Bundle.open(demo_bundle).manifest.defaults
     full = full_probe(defaults, 1000)
-    assert (full.num_inference_steps, full.width, full.guidance_scale) == (25, 128, 4.0)
+    assert (full.num_inference_steps, full.width, full.guidance_scale) == (25, 128, 2.5)
     assert full.request(defaults).prompts == (full.prompt,)
 
 
@@ -320,7 +320,7 @@ def test_stored_tensors_are_the_reference(stored: Path, reference: Reference, re
 def test_stored_tensors_are_small(demo_bundle: Path, checkpoint: Checkpoint) -> None:
     """Below 3 MB for Stable Diffusion 1.5, whose hidden states are 768 wide where the demo's are 64."""
     short = short_probe(Bundle.open(demo_bundle).manifest.defaults, 1000, 8)
-    reference = make_reference(checkpoint, short, NETWORKS, threads=1)
+    reference = make_reference(checkpoint, short, REQUIRED, threads=1)
     width = reference.tensors["last_hidden_state"].shape[-1]
     assert width == 64
     grown = {name: 768 / width if tensor.shape[-1] == width else 1 for name, tensor in reference.tensors.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from fake_tensorrt import fake_plan
-from sd_export.tensorrt_.plan import BuildRequest, plan_jobs
+from sd_export.tensorrt_.plan import BuildOptions, plan_builds
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import MANIFEST, EngineRecord, Manifest, ShapeRange, Target, record_file
 from sd_runtime.pipeline import Pipeline
@@ -37,7 +37,7 @@ def copy_with_engines(
     manifest, records = Bundle.open(source).manifest, []
     for name in BUILT:
         graphs = manifest.components[name].graphs
-        for form in ("trt",) if "trt" in graphs else tuple(graphs):
+        for form in ("trt-basic",) if "trt-basic" in graphs else tuple(graphs):
             record = add_engine(target, manifest, name, form, whole_range(graphs[form].inputs), f"{name}-{form}")
             changed = change(record)
             records += [] if changed is None else [changed]
@@ -47,13 +47,16 @@ def copy_with_engines(
 
 def built_as_planned(source: Path, target: Path, *, guidance_scale: float | None = None, **options: Any) -> Path:
     """A copy of a bundle, its model meant for `guidance_scale` if that is given, with the engines that sd-export build
-    makes with these options of `BuildRequest`."""
+    makes with these options of `BuildOptions`."""
     shutil.copytree(source, target)
     manifest = Bundle.open(source).manifest
     if guidance_scale is not None:
         manifest = replace(manifest, defaults=replace(manifest.defaults, guidance_scale=guidance_scale))
-    jobs = plan_jobs(manifest, BuildRequest(target, **options), VERSION)
-    records = [add_engine(target, manifest, job.component, job.form, job.profile, job.label) for job in jobs]
+    builds = plan_builds(manifest, BuildOptions(target, **options), VERSION)
+    records = [
+        add_engine(target, manifest, planned.component, planned.form, planned.profile, planned.label)
+        for planned in builds
+    ]
     write_engines(target, manifest, [replace(r, refittable=options.get("refittable", False)) for r in records])
     return target
 

@@ -14,7 +14,7 @@ from sd_runtime.sampling import resolve
 from sd_runtime.tensor import Array
 
 PROMPT, NEGATIVE = "a large yellow star on a blue background", "red"
-SETTINGS: dict[str, Any] = {"guidance_scale": 4.0, "height": 128, "width": 128}
+SETTINGS: dict[str, Any] = {"guidance_scale": 2.5, "height": 128, "width": 128}
 
 AnyPipeline = TypeVar("AnyPipeline")
 

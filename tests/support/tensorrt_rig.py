@@ -11,7 +11,7 @@ import pytest
 from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT, fake_plan
 from sd_export.graphs.step_graph import step_graph, step_signature
-from sd_export.networks.signature import Sizes
+from sd_export.signature import Sizes
 from sd_runtime.bundle.bundle import GraphFiles
 from sd_runtime.bundle.manifest import EngineRecord, Graph, ShapeRange, Target
 from sd_runtime.engines.gpu.gpu import Gpu

@@ -1,4 +1,4 @@
-"""sd-bench: percentiles, the clock of each stage, open load, other processes, the peer, and what is written."""
+"""sd-bench: percentiles, the clock of each stage, open load, new processes, and what is written."""
 
 from __future__ import annotations
 
@@ -23,22 +23,18 @@ from fake_tensorrt import FakeTensorRT
 from fresh_interpreter import HELP, modules_after
 from hypothesis import given
 from hypothesis import strategies as st
-from sd_runtime.bench import report
-from sd_runtime.bench.baseline import Baseline, Change
-from sd_runtime.bench.baseline import main as check_baseline
-from sd_runtime.bench.benchmark import Plan, Results, cold_command, measure
+from sd_runtime.bench import load, report
+from sd_runtime.bench.benchmark import Benchmark, Results, measure
 from sd_runtime.bench.cli import main
-from sd_runtime.bench.comparison import Compared, find_checkpoint, peer_settings, warm_peer
 from sd_runtime.bench.distribution import Distribution
 from sd_runtime.bench.load import due_times, measure_load
 from sd_runtime.bench.machine import describe_machine, physical_cores
-from sd_runtime.bench.processes import GpuMemory, run
-from sd_runtime.bench.stages import STAGES, measure_batches, open_timed, time_picture, varied
+from sd_runtime.bench.processes import GpuMemory, cold_command, run
+from sd_runtime.bench.stage_times import STAGES, measure_batches, open_timed, time_picture, varied
 from sd_runtime.bundle.bundle import Bundle
-from sd_runtime.bundle.manifest import Source
-from sd_runtime.bundle.schema import from_json
-from sd_runtime.cli.reports import check_report, write_report
-from sd_runtime.errors import BundleError, SDError, UsageError
+from sd_runtime.cli.report_files import check_report, write_report
+from sd_runtime.errors import SDError, UsageError
+from sd_runtime.images.metadata import read_parameters
 from sd_runtime.loop.device import DeviceDenoiser
 from sd_runtime.loop.guidance import Guidance
 from sd_runtime.request import Request, make_request
@@ -58,11 +54,10 @@ def request_(bundle: Bundle) -> Request:
 
 @pytest.fixture(scope="module")
 def results(bundle: Bundle, request_: Request) -> Results:
-    """Of everything that needs no other program."""
-    plan = Plan(
-        request_, "cpu", rounds=3, warmup=1, cold=1, batches=(1, 2), rates=(30.0, 60.0), duration=0.2, arrivals="fixed"
-    )
-    return measure(bundle, plan)
+    """All measurements, few of each."""
+    few = {"rounds": 3, "warmup": 1, "cold": 1, "batches": (1, 2)}
+    rates = {"rates": (30.0, 60.0), "duration": 0.2, "arrivals": "fixed"}
+    return measure(bundle, Benchmark(request_, "cpu", ("onnxruntime",), **few, **rates))
 
 
 # ---- percentiles -----------------------------------------------------------------------------------------------------
@@ -90,18 +85,25 @@ def test_nothing_measured() -> None:
 
 
 class Clock:
-    """A clock that only the work and the waiting move."""
+    """The module `time` with a clock that only the work and the waiting move."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.slept: list[float] = []
 
-    def __call__(self) -> float:
+    def perf_counter(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(load, "time", clock)
+    return clock
 
 
 def serve_with(clock: Clock, seconds: list[float]) -> Any:
@@ -111,10 +113,9 @@ def serve_with(clock: Clock, seconds: list[float]) -> Any:
     return serve
 
 
-def test_latency_counts_from_when_a_request_was_due() -> None:
+def test_latency_counts_from_when_a_request_was_due(clock: Clock) -> None:
     """One slow answer makes the next requests late although each is served quickly: 3, 2.1, 1.2 and 0.3 seconds."""
-    clock = Clock()
-    point = measure_load([0, 1, 2, 3], 1.0, serve_with(clock, [3, 0.1, 0.1, 0.1]), clock=clock, sleep=clock.sleep)
+    point = measure_load([0, 1, 2, 3], 1.0, serve_with(clock, [3, 0.1, 0.1, 0.1]))
     assert point.latency.p50 == pytest.approx(1.2)
     assert point.latency.p99 == pytest.approx(3)
     assert point.latency.mean == pytest.approx((3 + 2.1 + 1.2 + 0.3) / 4)
@@ -122,31 +123,29 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert clock.slept == []
 
 
-def test_nothing_is_served_before_it_is_due() -> None:
-    clock = Clock()
-    point = measure_load([0.5, 2.0], 1.0, serve_with(clock, [0.25, 0.25]), clock=clock, sleep=clock.sleep)
+def test_nothing_is_served_before_it_is_due(clock: Clock) -> None:
+    point = measure_load([0.5, 2.0], 1.0, serve_with(clock, [0.25, 0.25]))
     assert clock.slept == pytest.approx([0.5, 1.25])
     assert point.latency.p99 == pytest.approx(0.25)
     assert point.busy == pytest.approx(0.5 / 2.25)
 
 
-def test_a_load_that_cannot_be_served_is_given_up() -> None:
-    clock = Clock()
+def test_a_load_that_cannot_be_served_is_given_up(clock: Clock) -> None:
     due = [i / 10 for i in range(100)]
-    point = measure_load(due, 10.0, serve_with(clock, [5.0] * 100), clock=clock, sleep=clock.sleep)
+    point = measure_load(due, 10.0, serve_with(clock, [5.0] * 100))
     assert 0 < point.unserved == 100 - round(point.served * (clock.now - 100))
     assert point.latency.p50 > 10
 
 
 def test_due_times() -> None:
     assert due_times(4, 1, "fixed") == [0, 0.25, 0.5, 0.75]
-    poisson = due_times(50, 100, "poisson", seed=1)
-    assert poisson == due_times(50, 100, "poisson", seed=1) != due_times(50, 100, "poisson", seed=2)
+    poisson = due_times(50, 100, "poisson")
+    assert poisson == due_times(50, 100, "poisson")
     assert poisson == sorted(poisson) and poisson[0] > 0 and poisson[-1] < 100
     assert len(poisson) == pytest.approx(5000, rel=0.05)
     gaps = [b - a for a, b in pairwise(poisson)]
     assert Distribution.of(gaps).p50 == pytest.approx(math.log(2) / 50, rel=0.1)  # of an exponential distribution
-    assert due_times(0.001, 1, "fixed") == due_times(0.001, 1, "poisson", seed=3) == [0]
+    assert due_times(0.001, 1, "fixed") == due_times(0.001, 1, "poisson") == [0]
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -243,42 +242,6 @@ def test_machine() -> None:
     assert machine["cores"] == str(physical_cores()) and "numpy" in machine
 
 
-# ---- the peer --------------------------------------------------------------------------------------------------------
-
-
-def test_diffusers_draws_the_same_beside(bundle: Bundle, request_: Request) -> None:
-    settings = peer_settings(
-        replace(request_, scheduler="euler"), find_checkpoint(None, bundle.manifest), bundle.manifest, "cpu"
-    )
-    with warm_peer(settings | {"threads": 1}) as draw:
-        times = draw("a red star", 1)
-        again = draw("a blue ring", 2)
-    assert times["picture"] > 0 and len(times["steps"]) == 1  # two steps, of which the first begins unseen
-    assert again["picture"] > sum(again["steps"]) > 0
-
-
-def test_a_peer_that_cannot_start(bundle: Bundle, request_: Request) -> None:
-    settings = peer_settings(request_, "/no/such/model", bundle.manifest, "cpu")
-    with warm_peer(settings) as draw, pytest.raises(SDError, match="ended before it had drawn"):
-        draw("a red star", 1)
-
-
-def test_where_the_peer_s_weights_are(bundle: Bundle) -> None:
-    manifest = bundle.manifest
-    assert find_checkpoint("here", manifest) == "here"
-    assert Path(find_checkpoint(None, manifest), "model_index.json").is_file()
-    assert find_checkpoint(None, replace(manifest, source=Source("owner/name", "c0ffee", {}))) == "owner/name"
-    with pytest.raises(BundleError, match="name it with --checkpoint MODEL"):
-        find_checkpoint(None, replace(manifest, source=Source("a-folder", None, {})))
-
-
-def test_peer_settings_are_diffusers_words(bundle: Bundle, request_: Request) -> None:
-    settings = peer_settings(replace(request_, scheduler="dpmpp_2m_karras"), "x", bundle.manifest, "cpu")
-    assert settings["scheduler"]["class_name"] == "DPMSolverMultistepScheduler"
-    assert settings["scheduler"]["overrides"]["use_karras_sigmas"] is True
-    assert json.loads(json.dumps(settings)) == settings
-
-
 # ---- what comes out --------------------------------------------------------------------------------------------------
 
 
@@ -294,25 +257,28 @@ def test_results_are_complete(results: Results) -> None:
 
 
 def test_table_and_json(results: Results) -> None:
-    both = replace(
-        results,
-        peer=(Compared("picture", "s", 0.1, 0.25), Compared("peak memory", "MB", 130.0, 520.0)),
-        peer_libraries={"diffusers": "0.42"},
-        likeness=86.04,
-    )
-    text = report.table(both)
-    assert all(meaning in text for meaning in report.MEANINGS.values())
-    assert "against diffusers 0.42; pictures agree to 86.0 dB" in text and "    2.50" in text and "4.00" in text
-    assert max(map(len, text.splitlines()[2:])) <= 100
-    values = json.loads(json.dumps(report.to_json(both)))
-    assert values["peer"][0] == {"name": "picture", "unit": "s", "ours": 0.1, "peer": 0.25, "ratio": 2.5}
-    assert values["stages"]["unet"]["count"] == 9 and values["schema_version"] == 1
+    lines = report.table(results).splitlines()
+    labels = [line[:30].strip() for line in lines]
+    assert set(report.MEANINGS.values()) <= set(labels)
+    assert {"loading the networks", "pictures a second, batch of 2", "start to picture on disk"} <= set(labels)
+    assert max(map(len, lines[2:])) <= 100
+    values = json.loads(json.dumps(report.to_json(results)))
+    assert values["stages"]["unet"]["count"] == 9 and values["schema_version"] == 2
+    assert values["benchmark"]["backends"] == ["onnxruntime"]
+
+
+def test_table_of_a_gpu(results: Results) -> None:
+    (cold,) = results.cold
+    gpu = replace(results, device="cuda", gpu_memory=2345.0, cold=(replace(cold, gpu_megabytes=1234.0),), loads=())
+    table = report.table(gpu)
+    assert f"{results.bundle} on the GPU" in table
+    assert "MB, of the GPU 2345 MB" in table and "MB, of the GPU 1234 MB" in table
 
 
 def test_plot_is_svg(results: Results) -> None:
-    root = ElementTree.fromstring(report.plot(replace(results, peer=(Compared("picture", "s", 0.1, 0.25),))))
+    root = ElementTree.fromstring(report.plot(results))
     text = "".join(root.itertext())
-    assert all(title in text for title in ("Stages", "Images a second", "Latency", "Times better than diffusers"))
+    assert all(title in text for title in ("Seconds of each stage", "Pictures a second", "Latency"))
 
 
 @pytest.mark.parametrize(
@@ -324,9 +290,12 @@ def test_seconds_for_people(value: float, text: str) -> None:
 
 
 def test_new_processes_are_sd_run_s(bundle: Bundle, request_: Request, tmp_path: Path) -> None:
-    command = cold_command(bundle, Plan(replace(request_, scheduler="euler"), "cpu"), tmp_path / "x.png")
-    run(command)
-    assert (tmp_path / "x.png").stat().st_size > 0
+    """With all that the request says, a prompt and a negative prompt that look like flags included."""
+    request = replace(request_, scheduler="euler", prompts=("--quiet",), negative_prompts=("-x",))
+    run(cold_command(bundle.root, request, tmp_path / "x.png", "cpu", ["onnxruntime"]))
+    told = read_parameters(tmp_path / "x.png")
+    assert (told.prompt, told.negative_prompt, told.seed) == ("--quiet", "-x", 3)
+    assert (told.num_inference_steps, told.width, told.height, told.scheduler) == (2, 64, 64, "Euler")
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
@@ -337,19 +306,23 @@ def test_command(demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     size = ["--width", "64", "--height", "64", "--steps", "2", "--device", "cpu"]
     few = ["--rounds", "1", "--warmup", "0", "--cold", "0", "--batches", "1"]
     assert main([str(demo_bundle), *size, *few, "--json", str(values), "--plot", str(plot)]) == 0
-    assert "steps/s" in capsys.readouterr().out
-    assert json.loads(values.read_text())["plan"]["rounds"] == 1
+    assert "steps a second" in capsys.readouterr().out
+    assert json.loads(values.read_text())["benchmark"]["rounds"] == 1
     assert plot.read_text().startswith("<svg ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "0"], "rounds: got 0 rounds"),
-        (["--batches", "1,x"], "batches: got 1,x, accepted numbers such as 1,2,4"),
-        (["--batches", "0"], "batches: got"),
-        (["--requests-per-second", "0"], "requests-per-second and duration"),
-        (["--plot", "bench.png"], "plot: got bench.png, accepted a name that ends in .svg"),
+        (["--rounds", "0"], "--rounds: got 0, accepted 1 or more"),
+        (["--warmup", "-1"], "--warmup: got -1, accepted 0 or more"),
+        (["--cold", "-1"], "--cold: got -1, accepted 0 or more"),
+        (["--batches", "1,x"], "--batches: got 1,x, accepted numbers such as 1,2,4"),
+        (["--batches", "1,0"], "--batches: got 1, 0, accepted sizes from 1"),
+        (["--requests-per-second", "0"], "--requests-per-second: got 0, accepted numbers above 0, to 10000"),
+        (["--duration", "0"], "--duration: got 0.0, accepted seconds above 0, to 100000"),
+        (["--backend", "x", "--cold", "0"], "--backend: got x, accepted"),
+        (["--plot", "bench.png"], "--plot: got bench.png, accepted a name that ends in .svg"),
         (["--json", "no/such/folder/x.json"], "No such file or directory; create the folder first"),
         (["--json", "."], "Is a directory; choose the name of a file"),
         (["--plot", "x" * 300 + ".svg"], "File name too long; choose a shorter name"),
@@ -394,61 +367,6 @@ def test_a_report_to_a_device_leaves_the_device() -> None:
 def test_help_imports_nothing_heavy() -> None:
     loaded = modules_after(HELP.format(module="sd_runtime.bench.cli", arguments=["--help"]))
     assert not {"numpy", "PIL", "onnxruntime", "torch"} & loaded
-
-
-# ---- the baseline ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def measured(results: Results, tmp_path: Path) -> Path:
-    """What sd-bench wrote of a run beside diffusers."""
-    peer = (Compared("picture", "s", 0.1, 0.2), Compared("cold start", "s", 0.5, 5.0))
-    document = report.to_json(replace(results, peer=peer, peer_libraries={"diffusers": "0.42"}))
-    (tmp_path / "results.json").write_text(json.dumps(document))
-    return tmp_path / "results.json"
-
-
-def test_baseline_reports_and_never_fails(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = measured.with_name("baseline.json")
-    assert check_baseline([str(path), "--results", str(measured), "--update"]) == 0
-    assert json.loads(path.read_text())["ratios"] == {"picture": 2.0, "cold start": 10.0}
-    before = json.loads(path.read_text())
-    before["ratios"] = {"picture": 2.9, "cold start": 9.5, "step": 3.0}
-    before["machine"]["cpu"] = "another"
-    path.write_text(json.dumps(before))
-    capsys.readouterr()
-    assert check_baseline([str(path), "--results", str(measured)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[-1].strip() for line in lines[1:4]] == ["worse", "as before", "not measured"]
-    assert lines[-1].startswith("measured on something else: cpu another → ")
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "verdict"),
-    [
-        (2.0, 2.1, "as before"),
-        (2.0, 1.5, "worse"),
-        (2.0, 2.6, "better"),
-        (None, 1.0, "new"),
-        (1.0, None, "not measured"),
-    ],
-)
-def test_what_noise_explains_is_no_change(before: float | None, now: float | None, verdict: str) -> None:
-    assert Change("picture", before, now).verdict == verdict
-
-
-def test_baseline_of_nothing(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alone = tmp_path / "alone.json"
-    alone.write_text(json.dumps(report.to_json(results)))
-    for arguments in (["--results", str(alone)], [], ["--results", str(tmp_path / "no.json")]):
-        assert check_baseline([str(tmp_path / "baseline.json"), *arguments]) == 2
-    assert "measure with sd-bench --against diffusers" in capsys.readouterr().err
-
-
-def test_the_committed_baseline_can_be_read() -> None:
-    document = json.loads((Path(__file__).parents[2] / "benchmarks/baseline.json").read_text())
-    baseline = from_json(Baseline, document)
-    assert baseline.ratios.keys() == {"cold start", "peak memory", "picture", "step"}
 
 
 # ---- on a GPU, a fake one --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image
 from sd_runtime import Pipeline
 from sd_runtime.bundle.bundle import Bundle, find_exported
 from sd_runtime.cli.run import main
+from sd_runtime.engines.onnxruntime_ import library
+from sd_runtime.engines.onnxruntime_.installation import check_loadable
 from sd_runtime.errors import BundleError
 from sd_runtime.images.metadata import Parameters, png_bytes, read_parameters
 from sd_runtime.notices import warn
@@ -307,7 +310,8 @@ def test_no_engine_library(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(library, "check_loadable", partial(check_loadable, [str(tmp_path)]))
     code = main([PROMPT, "--model", str(demo_bundle)])
     complaint = Outcome(code, *capsys.readouterr()).complaint
     assert code == 1

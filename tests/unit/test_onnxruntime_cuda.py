@@ -203,7 +203,7 @@ def test_cuda_libraries_that_do_not_load(
 ) -> None:
     """No other graph is tried, and the CPU is not taken in silence."""
     runtime.loads = False
-    with pytest.raises(DependencyError, match=r"cannot use CUDA and cuDNN here .*onnxruntime-gpu\[cuda,cudnn\]"):
+    with pytest.raises(DependencyError, match=r"cannot use CUDA and cuDNN here .*sd-lean\[gpu\]"):
         Pipeline.load(demo_bundle)
     assert runtime.gpu.memory.live == 0 and not caplog.records
 

@@ -375,13 +375,12 @@ def test_there_is_no_reference_class(name: str) -> None:
         assert resolve(remedy).reference_class() == resolve(remedy).class_name
 
 
-@pytest.mark.parametrize("program", ["sd_export.verify.cli", "sd_runtime.bench.cli"])
+@pytest.mark.parametrize("program", ["sd_export.verify.cli", "benchmark"])
 def test_programs_that_compare_say_so_in_a_line(
     program: str, demo_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = pytest.importorskip(program).main
-    against = ["--against", "diffusers"] if program.endswith("bench.cli") else []
-    assert main([str(demo_bundle), *against, "--scheduler", "er_sde", "--steps", "2"]) == 2
+    assert main([str(demo_bundle), "--scheduler", "er_sde", "--steps", "2"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert NO_REFERENCE.format("ER SDE") in err

@@ -227,7 +227,7 @@ def test_a_network_on_the_cpu_disturbs_no_copy_that_is_under_way(
 
 
 def read_flags(flags: str) -> dict[str, Any]:
-    """The options of `BuildRequest` that a command line stands for."""
+    """The options of `BuildOptions` that a command line stands for."""
     args = build_parser().parse_args(["bundle", *flags.split()])
     sizes = tuple(parse_size(size) for size in args.size or ())
     return {
@@ -365,7 +365,7 @@ def test_engines_built_from_other_graphs_or_weights(
         made = copy_with_engines(demo_bundle, tmp_path / str(number), lambda r, c=change: replace(r, **c))
         Pipeline.load(made).close()
     texts = [record.getMessage() for record in caplog.records]
-    assert "was built from another unet/model_trt.onnx than the bundle has now" in texts[0]
+    assert "was built from another unet/model_trt-basic.onnx than the bundle has now" in texts[0]
     assert "was built from another unet/model.safetensors than the bundle has now" in texts[1]
 
 
@@ -391,7 +391,7 @@ def test_on_the_cpu_tensorrt_is_not_even_imported(
 def test_fault_03_a_damaged_engine_is_not_handed_to_tensorrt(
     machine: FakeGpu, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = bundle / "engines/h200/unet-trt.plan"
+    path = bundle / "engines/h200/unet-trt-basic.plan"
     data = bytearray(path.read_bytes())
     data[10] ^= 1
     path.write_bytes(data)
@@ -403,7 +403,7 @@ def test_fault_03_a_damaged_engine_is_not_handed_to_tensorrt(
         return deserialize(runtime, plan)
 
     monkeypatch.setattr(Runtime, "deserialize_cuda_engine", watched)
-    with pytest.raises(BundleError, match=r"engines/h200/unet-trt\.plan .* is damaged"):
+    with pytest.raises(BundleError, match=r"engines/h200/unet-trt-basic\.plan .* is damaged"):
         Pipeline.load(bundle)
     assert seen and bytes(data) not in seen
 

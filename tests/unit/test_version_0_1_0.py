@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_picture_is_repeated_from_its_metadata(bundle: Path, tmp_path: Path) -
         5,
         {"Guidance rescale": "0.3"},
     )
-    assert said == then
+    assert said == replace(then, version=said.version)
 
 
 def test_on_a_gpu_the_host_leads_the_loop_and_says_why(

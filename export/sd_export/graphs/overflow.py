@@ -24,8 +24,8 @@ HEADROOM = 4  # inputs met later may be this much more extreme than the probes
 
 
 def float32_values(model: ir.Model, probes: Sequence[Array]) -> frozenset[str]:
-    """The names of the values in a float32 graph of one input that come near to what float16 can hold.  Without probes
-    nothing is run."""
+    """The names of values that come near to float16's limit, in a float32 graph with one input.  Without probes nothing
+    is run."""
     if not probes:
         return frozenset()
     limit = LARGEST / HEADROOM
@@ -41,7 +41,7 @@ def float32_values(model: ir.Model, probes: Sequence[Array]) -> frozenset[str]:
 def require_finite(graph: Path, probes: Sequence[Array]) -> None:
     """Run the finished graph on the probes.  ExportError: a value still becomes infinite or NaN.
 
-    The values are looked at one by one, not the result: on the CPU, ONNX Runtime computes float16 graphs in float32 and
+    Every value is examined, not only the result: on the CPU, ONNX Runtime computes float16 graphs in float32 and
     rounds only what leaves them."""
     if not probes:
         return

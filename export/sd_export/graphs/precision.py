@@ -1,9 +1,9 @@
 """A float32 graph → the same in float16 or bfloat16, typed throughout, for runtimes that take precision from the graph.
 
-Kept in float32: the graph's inputs and outputs (cast at the edge); Resize's scales; and, each up to the next matrix
-product, what follows from the timestep (its sinusoids turn through thousands of radians), from floats that are made
-from integers, and from the network's own casts to float32.  The statistics of normalisations stay float32 through the
-operators' own stash_type.
+These stay float32: the graph's inputs and outputs (cast at the edge); Resize's scales; and, each up to the next matrix
+product, the values that follow from the timestep (its sinusoids turn through thousands of radians), from floats that
+are made from integers, and from the network's own casts to float32.  The statistics of normalisations stay float32
+through the operators' own stash_type.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def to_bfloat16(model: ir.Model) -> None:
 
 
 def _convert(graph: ir.Graph, narrow: ir.DataType, keep: Collection[str], *, cast_weights: bool) -> None:
-    """Type the graph in `narrow`; weights are stored in that type, or cast to it as those that float32 needs, too."""
+    """Type the graph in `narrow`.  Weights are stored in that type, too.  With `cast_weights`, or where a float32 value
+    needs the same weight, they stay float32 and are cast in the graph."""
     wide = _float32_values(graph, keep)
     casts = _Casts(graph)
     narrow_uses: dict[ir.Value, list[tuple[ir.Node, int]]] = {}

@@ -32,7 +32,7 @@ import onnx
 import onnx.parser
 from sd_runtime.tensor import Dim, TensorSpec
 
-from ..networks.signature import MAX_IMAGES, Signature, Sizes
+from ..signature import MAX_IMAGES, Signature, Sizes
 
 MAX_STATE = 8  # tensors a sampler remembers, the current sample included; the most of ours is 6
 MAX_EVALUATIONS = 2048  # 1000 steps of a sampler that evaluates the UNet twice a step
@@ -149,11 +149,7 @@ def step_signature(sizes: Sizes, *, guided: bool) -> Signature:
 
 def pixels_signature(sizes: Sizes) -> Signature:
     """The tensors of `pixels_graph`."""
-    batch = Dim("batch", 1, 1, MAX_IMAGES)
-    height, width = (
-        Dim(symbol, cells.min * sizes.pixels, cells.opt * sizes.pixels, cells.max * sizes.pixels)
-        for symbol, cells in zip(("height", "width"), sizes.latent_axes(), strict=True)
-    )
+    batch, height, width = Dim("batch", 1, 1, MAX_IMAGES), *sizes.rgb_axes(("height", "width"))
     return Signature(
         inputs=(TensorSpec("sample", "float32", (batch, 3, height, width)),),
         outputs=(TensorSpec("pixels", "uint8", (batch, height, width, 3)),),

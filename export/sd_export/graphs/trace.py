@@ -19,7 +19,7 @@ from sd_runtime.errors import ExportError, one_line
 from sd_runtime.tensor import Dim, TensorSpec
 from torch import nn
 
-from ..networks.signature import Signature, trace_shape
+from ..signature import Signature, trace_shape
 
 OPSET = 23  # the first with Attention; GroupNormalization and Gelu are whole operators too
 
@@ -31,7 +31,7 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 def trace(module: nn.Module, signature: Signature, *, root: str = "", pixels: int = 8) -> ir.Model:
     """Export `module` (float32, evaluation mode) as an ONNX graph that follows `signature`.
 
-    `root` is the attribute whose name the weights' keys do without; `pixels` the side of a latent cell.
+    `root` is the attribute whose name is left out of the weights' keys; `pixels` the side of a latent cell.
     ExportError if torch cannot trace it or the graph does not have the declared tensors and dynamic axes."""
     examples = tuple(_example(spec, pixels) for spec in signature.inputs)
     symbols = tuple(_dynamic_axes(spec) for spec in signature.inputs)

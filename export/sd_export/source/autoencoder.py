@@ -1,7 +1,7 @@
 """An autoencoder from elsewhere: another VAE in the place of a checkpoint's own, or a TAESD beside it.
 
-It is named like a checkpoint: a folder or a hub id that holds the network alone (config.json and weights) or a whole
-pipeline (of which vae/ is taken) or, for a VAE, a .safetensors file with CompVis' keys.
+The user names it as a checkpoint: a folder or a hub id that holds the network alone (config.json and weights) or a
+whole pipeline (whose vae/ is used) or, for a VAE, a .safetensors file with CompVis' keys.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from sd_runtime.bundle.manifest import Source
 from sd_runtime.errors import ExportError, one_line
 
 from . import hub, single_file
-from .checkpoint import TAESD, Checkpoint, Config, hash_files, readable
+from .checkpoint import TAESD, Checkpoint, Config, explain_read_errors, hash_files
 from .folder import PICKLES, read_json, refuse_pickle, weights_name
 from .header import tensor_shapes
-from .resolve import existing, fetch
+from .resolve import existing_path, fetch
 
 VAE_CLASS, TAESD_CLASS = "AutoencoderKL", "AutoencoderTiny"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
@@ -26,22 +26,22 @@ FOLDER_OR_ID = "a folder in diffusers layout, or a hub id such as owner/name"
 
 @dataclass(frozen=True)
 class AutoencoderFiles:
-    """Which files of a repository make an autoencoder of a class, whether it lies there alone or in a pipeline."""
+    """Which files of a repository make an autoencoder of a class, alone in it or part of a pipeline."""
 
     class_name: str
-    marks = (f"vae/{CONFIG}", CONFIG)
+    index_files = (f"vae/{CONFIG}", CONFIG)
 
     def place(self, model: str, names: Collection[str]) -> str:
-        """The folder that it lies in, "" or "vae/"."""
-        found = next((mark for mark in self.marks if mark in names), None)
+        """The autoencoder's folder, "" or "vae/"."""
+        found = next((name for name in self.index_files if name in names), None)
         if found is None:
-            raise ExportError(f"'{one_line(model)}' has no {self.class_name}", accepted=" or ".join(self.marks))
+            raise ExportError(f"'{one_line(model)}' has no {self.class_name}", accepted=" or ".join(self.index_files))
         return found.removesuffix(CONFIG)
 
-    def small(self, model: str, names: Collection[str]) -> list[str]:
+    def small_files(self, model: str, names: Collection[str]) -> list[str]:
         return [self.place(model, names) + CONFIG]
 
-    def weights(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
+    def weight_files(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
         place = self.place(model, names)
         if (found := read_json(folder / place / CONFIG).get("_class_name")) != self.class_name:
             raise ExportError(f"'{one_line(model)}'", got=one_line(found), accepted=self.class_name)
@@ -50,7 +50,7 @@ class AutoencoderFiles:
 
 @dataclass(frozen=True)
 class _Autoencoder:
-    """A found autoencoder; `prefix` of its keys where they are CompVis'."""
+    """An autoencoder that was found; `prefix`: the start of its keys, where these are CompVis'."""
 
     config: Config
     weights: Path
@@ -58,21 +58,21 @@ class _Autoencoder:
     prefix: str | None = None
 
 
-@readable()
+@explain_read_errors()
 def with_vae(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Checkpoint:
     """`checkpoint` with the VAE named by `model` instead of its own.  UsageError, ExportError: as resolve_checkpoint;
     or if the two do not share a latent space's shape."""
     accepted = f"{FOLDER_OR_ID}, or a .safetensors file"
-    path = existing("vae", model, accepted)
+    path = existing_path("vae", model, accepted)
     found = _from_file(model, path) if path is not None and path.is_file() else _find(model, path, VAE_CLASS, quiet)
     _check_fit(checkpoint, model, _levels(found.config, "block_out_channels"), found.config)
     return _with_part(checkpoint, "vae", found)
 
 
-@readable()
+@explain_read_errors()
 def with_taesd(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Checkpoint:
     """`checkpoint` with the tiny autoencoder named by `model` beside its own VAE; errors as `with_vae`."""
-    path = existing(TAESD, model, FOLDER_OR_ID)
+    path = existing_path(TAESD, model, FOLDER_OR_ID)
     if path is not None and path.is_file():
         raise ExportError(f"'{one_line(model)}' is a file", accepted=FOLDER_OR_ID)
     found = _find(model, path, TAESD_CLASS, quiet)
@@ -81,14 +81,14 @@ def with_taesd(checkpoint: Checkpoint, model: str, *, quiet: bool = False) -> Ch
 
 
 def _find(model: str, folder: Path | None, class_name: str, quiet: bool) -> _Autoencoder:
-    """In a folder of the user's or, for None, on the hub."""
+    """Find it in a folder of the user's or, for None, on the hub."""
     selection = AutoencoderFiles(class_name)
     snapshot = fetch(model, None, selection, quiet=quiet) if folder is None else None
     root = snapshot.folder if snapshot is not None else folder
     assert root is not None
     names = {path.relative_to(root).as_posix() for path in (*root.glob("*"), *root.glob("vae/*")) if path.is_file()}
-    (config,) = selection.small(model, names)
-    (weights,) = selection.weights(model, root, names)
+    (config,) = selection.small_files(model, names)
+    (weights,) = selection.weight_files(model, root, names)
     files = hash_files(root, [config, weights])
     if snapshot is not None:
         files = hub.repair(snapshot, files)
@@ -110,7 +110,7 @@ def _levels(config: Config, field: str) -> int:
 
 
 def _check_fit(checkpoint: Checkpoint, model: str, levels: int, config: Config) -> None:
-    """Both autoencoders must speak of the same latents: as many channels, as many pixels a cell."""
+    """Refuse an autoencoder whose latents have other channels, or other pixels a cell, than the checkpoint's."""
     own = checkpoint.configs["vae"]
     wanted = own.get("latent_channels", 4), 2 ** (_levels(own, "block_out_channels") - 1)
     got = config.get("latent_channels", 4), 2 ** (levels - 1)

@@ -1,4 +1,4 @@
-"""Checkpoint: what a MODEL turned out to be, where its parts lie, and the digest of every file that was read."""
+"""Checkpoint: the files of a MODEL, its configs, and the digest of every file that was read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 from sd_runtime.bundle.manifest import Source
 from sd_runtime.errors import ExportError, one_line
 
+from .families.base import Family
+
 Config = Mapping[str, Any]
 NETWORKS = ("text_encoder", "unet", "vae")
 SAFETY_CHECKER, FEATURE_EXTRACTOR, TAESD = "safety_checker", "feature_extractor", "taesd"
@@ -22,20 +24,24 @@ SAFETY_CHECKER, FEATURE_EXTRACTOR, TAESD = "safety_checker", "feature_extractor"
 class Checkpoint:
     """A supported checkpoint, complete on this disk, its weight files' headers checked.
 
-    `id` is MODEL as the user named it; `name` what a bundle of it is called; `revision` the hub's commit, None off the
-    hub; `architecture` a phrase for people.  `configs` holds the JSON of text_encoder, unet, vae and scheduler as in a
-    diffusers folder, whatever the layout on disk; `weights` the .safetensors file of each network (one and the same in
-    a single-file checkpoint); `tokenizer` the tokenizer's files, name → content, always with vocab.json and merges.txt.
-    Both hold safety_checker too, and `configs` its feature_extractor, where there is one to be exported, and taesd
-    where a fast decoder was added.  `prefixes` has the networks whose file has CompVis' keys, each with what they start
-    with.  `files` maps each file that was read (relative, POSIX) to its SHA-256 in hex; `parts` the networks that came
-    from elsewhere to their own source.
+    id           MODEL as the user named it
+    name         of its bundle, unless the user gives another
+    revision     the hub's commit; None for a checkpoint that is not from the hub
+    family       the kind of checkpoint
+    model_index  the JSON of model_index.json
+    configs      the JSON of text_encoder, unet, vae and scheduler as in a diffusers folder, whatever the layout on
+                 disk; with a safety checker also safety_checker and feature_extractor, with a fast decoder also taesd
+    weights      the .safetensors file of each network; the same file for all networks of a single-file checkpoint
+    tokenizer    the tokenizer's files, name → content, always with vocab.json and merges.txt
+    files        each file that was read (relative, POSIX) → its SHA-256 in hex
+    prefixes     network → the start of its keys, for networks whose file has CompVis' keys
+    parts        network → its own source, for networks from elsewhere
     """
 
     id: str
     name: str
     revision: str | None
-    architecture: str
+    family: Family
     model_index: Config
     configs: Mapping[str, Config]
     weights: Mapping[str, Path]
@@ -46,7 +52,7 @@ class Checkpoint:
 
 
 @contextmanager
-def readable() -> Iterator[None]:
+def explain_read_errors() -> Iterator[None]:
     """The operating system's refusals to read a file or a folder, as ExportErrors that name it."""
     try:
         yield

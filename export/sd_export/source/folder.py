@@ -15,8 +15,8 @@ from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError, one_line
 
 from . import tokenizer
-from .architecture import check_networks, check_pipeline, has_safety_checker
 from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config
+from .families.check import check_networks, check_pipeline, has_safety_checker
 from .usable import check_usable
 
 MODEL_INDEX = "model_index.json"
@@ -41,28 +41,27 @@ CONFIG_LIMIT, TOKENIZER_LIMIT = 1 << 20, 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class FolderConfigs:
-    """Everything in a diffusers folder but the weights: parsed JSON, the tokenizer's bytes, and the names read."""
+    """Everything in a diffusers folder except the weights: parsed JSON, the tokenizer's bytes, file names."""
 
     model_index: Config
     configs: Mapping[str, Config]
     tokenizer: Mapping[str, bytes]
-    architecture: str
     names: tuple[str, ...]
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Those whose weights are needed."""
+        """The networks whose weights are needed."""
         return tuple(name for name in WEIGHTS if name in self.configs)
 
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """Which files of a repository make a pipeline; its safety checker is among them unless that is not wanted."""
+    """Which files of a repository make a pipeline; `safety_checker`: its safety checker's, too."""
 
     safety_checker: bool = True
-    marks = (MODEL_INDEX,)
+    index_files = (MODEL_INDEX,)
 
-    def small(self, model: str, names: Collection[str]) -> list[str]:
+    def small_files(self, model: str, names: Collection[str]) -> list[str]:
         """What to read before the weights, of the files that there are."""
         if MODEL_INDEX not in names:
             single = any("/" not in name and name.endswith(".safetensors") for name in names)
@@ -70,14 +69,14 @@ class PipelineFiles:
             raise ExportError(f"hub model '{model}' is not in diffusers layout (no {MODEL_INDEX})", remedy=remedy)
         return config_names(names)
 
-    def weights(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
-        """The weight files, after those of `small` were read and checked in `folder`."""
+    def weight_files(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
+        """The weight files, after those of `small_files` were read and checked in `folder`."""
         networks = read_configs(model, folder, safety_checker=self.safety_checker).networks
         return list(weight_names(model, names, networks).values())
 
 
 def list_names(folder: Path) -> set[str]:
-    """The names (relative, POSIX) of the files in `folder` where a checkpoint has its own."""
+    """The names (relative, POSIX) of the files in the places of `folder` that a checkpoint uses."""
     paths = [folder / MODEL_INDEX, *(path for part in PARTS for path in folder.glob(f"{part}/*"))]
     return {path.relative_to(folder).as_posix() for path in paths if path.is_file()}
 
@@ -130,12 +129,12 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
         raise ExportError(what, remedy=remedy)
     readers = {"scheduler": _read_scheduler}
     configs = {part: readers.get(part, read_json)(folder / name) for part, name in wanted.items()}
-    architecture = check_networks(model, configs)
+    check_networks(model, configs)
     files = {name: _read(folder / name, TOKENIZER_LIMIT) for name in TOKENIZER if name in names}
     vocabulary = tokenizer.complete({name.split("/")[1]: text for name, text in files.items()}, str(folder))
     check_usable(model, configs, vocabulary)
     read = (MODEL_INDEX, *wanted.values(), *files)
-    return FolderConfigs(model_index, configs, vocabulary, architecture, read)
+    return FolderConfigs(model_index, configs, vocabulary, read)
 
 
 def _not_a_pipeline(folder: Path) -> ExportError:

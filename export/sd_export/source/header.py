@@ -1,4 +1,4 @@
-"""Safetensors files, looked at from outside: names and shapes from the header, before any tensor is loaded."""
+"""Names and shapes of the tensors in a .safetensors file, from its header, before any tensor is loaded."""
 
 from __future__ import annotations
 

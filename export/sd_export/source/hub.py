@@ -41,14 +41,14 @@ class Selection(Protocol):
     if the repository is not of their kind, incomplete, or not supported."""
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        """Files of which one is always among them."""
+    def index_files(self) -> tuple[str, ...]:
+        """Files of which every such repository has one."""
 
-    def small(self, model: str, names: Collection[str]) -> list[str]:
+    def small_files(self, model: str, names: Collection[str]) -> list[str]:
         """What to fetch before the weights, of the files that there are."""
 
-    def weights(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
-        """The weight files, once those of `small` lie in `folder`."""
+    def weight_files(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
+        """The weight files, once those of `small_files` lie in `folder`."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def _find(repo: str, revision: str | None, selection: Selection) -> Snapshot:
     except Exception as error:  # the client's transports (requests, httpx) have no base class in common
         return _fall_back(repo, revision, selection, _explain(error, repo, revision))
     names = [file.rfilename for file in info.siblings or []]
-    small = selection.small(repo, names)
-    weights = selection.weights(repo, _download(repo, revision, small), names)
+    small = selection.small_files(repo, names)
+    weights = selection.weight_files(repo, _download(repo, revision, small), names)
     folder = _download(repo, revision, [*small, *weights])
     return Snapshot(repo, folder, folder.name)
 
@@ -125,10 +125,10 @@ def _cached_folder(repo: str, revision: str | None, selection: Selection) -> Pat
     """The snapshot in the hub's cache, complete or not; opens no socket."""
     from huggingface_hub import try_to_load_from_cache
 
-    for mark in selection.marks:
-        path = try_to_load_from_cache(repo, mark, revision=revision)
+    for name in selection.index_files:
+        path = try_to_load_from_cache(repo, name, revision=revision)
         if isinstance(path, str):
-            return Path(path).parents[mark.count("/")]
+            return Path(path).parents[name.count("/")]
     return None
 
 
@@ -136,8 +136,8 @@ def _unusable(repo: str, folder: Path, selection: Selection) -> ExportError | No
     """What keeps `folder` from being used; None if all needed files are there."""
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     try:
-        selection.small(repo, names)
-        selection.weights(repo, folder, names)
+        selection.small_files(repo, names)
+        selection.weight_files(repo, folder, names)
     except ExportError as error:
         return error
     return None

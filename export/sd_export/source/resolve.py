@@ -9,9 +9,9 @@ from pathlib import Path
 from sd_runtime.errors import UsageError
 
 from . import hub, single_file, tokenizer
-from . import stable_diffusion_1 as sd1
-from .architecture import check_networks
-from .checkpoint import NETWORKS, Checkpoint, hash_files, readable
+from .checkpoint import NETWORKS, Checkpoint, explain_read_errors, hash_files
+from .families import recognise, sd1
+from .families.check import check_networks
 from .folder import PICKLES, PipelineFiles, list_names, read_configs, refuse_pickle, weight_names
 from .header import tensor_shapes
 
@@ -22,17 +22,17 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?",
 ACCEPTED = "demo, a folder in diffusers layout, a .safetensors file, or a hub id such as owner/name"
 
 
-@readable()
+@explain_read_errors()
 def resolve_checkpoint(
     model: str, *, revision: str | None = None, safety_checker: bool = True, quiet: bool = False
 ) -> Checkpoint:
     """Find `model`, fetch it if it is on the hub, check it and hash it.
 
-    `revision` (a branch, tag or commit) is for hub ids only; without `safety_checker` none is looked for.  Downloads
+    `revision` (a branch, tag or commit) is for hub ids only; `safety_checker`: use one if the model has it.  Downloads
     draw progress bars on a terminal, unless `quiet`; notices go to this package's logger.  UsageError if `model` cannot
-    be any kind of model; ExportError if it is missing, damaged, a pickle, or an architecture that is not supported.
+    be any kind of model; ExportError if it is missing, damaged, a pickle, or of a kind that is not supported.
     """
-    path = DEMO_FOLDER if model == DEMO else existing("model", model, ACCEPTED)
+    path = DEMO_FOLDER if model == DEMO else existing_path("model", model, ACCEPTED)
     if path is None:
         if revision == "":
             raise UsageError("revision", got=revision, accepted="a branch, tag or commit")
@@ -45,7 +45,7 @@ def resolve_checkpoint(
     return _from_file(model, path)
 
 
-def existing(field: str, model: str, accepted: str) -> Path | None:
+def existing_path(field: str, model: str, accepted: str) -> Path | None:
     """The file or folder that `model`, the value of `field`, names, or None if it can only be a hub id."""
     try:
         path = Path(model).expanduser()
@@ -76,11 +76,12 @@ def _from_folder(model: str, folder: Path, safety_checker: bool, snapshot: hub.S
         files = hub.repair(snapshot, files)
     for name in weights.values():
         tensor_shapes(folder / name)
+    name = model.split("/")[-1] if snapshot or model == DEMO else folder.name or "model"
     return Checkpoint(
         id=model,
-        name=model.split("/")[-1] if snapshot or model == DEMO else folder.name or "model",
+        name=name,
         revision=snapshot.commit if snapshot else None,
-        architecture=found.architecture,
+        family=recognise(name, found.configs),
         model_index=found.model_index,
         configs=found.configs,
         weights={network: folder / name for network, name in weights.items()},
@@ -96,11 +97,12 @@ def _from_file(model: str, path: Path) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise UsageError("model", got=model, accepted=ACCEPTED)
     configs = single_file.infer_configs(model, tensor_shapes(path))
+    check_networks(model, configs)
     return Checkpoint(
         id=model,
         name=path.stem,
         revision=None,
-        architecture=check_networks(model, configs),
+        family=recognise(path.stem, configs),
         model_index=sd1.MODEL_INDEX,
         configs=configs,
         weights=dict.fromkeys(NETWORKS, path),

@@ -1,22 +1,21 @@
-"""A single .safetensors with the keys of CompVis' Stable Diffusion 1.x, described without the network.
+"""A single .safetensors with the keys of CompVis' Stable Diffusion 1.x; its configs are inferred without a download.
 
-The file holds three state dicts under prefixes and no config.  What the tensors' shapes tell (widths, depths, where
-attention sits) is taken from them, the rest is Stable Diffusion 1.5's.  The keys are renamed by diffusers' own
+The file holds three state dicts under prefixes and no config.  Widths, depths and the places of attention are read from
+the tensors' shapes; all other fields are Stable Diffusion 1.5's.  The keys are renamed by diffusers' own
 conversion functions, which are pure.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import count
 from typing import TYPE_CHECKING
 
 from sd_runtime.errors import ExportError, one_line
 
-from . import stable_diffusion_1 as sd1
-from .architecture import unsupported
 from .checkpoint import Config
+from .families import sd1
+from .families.check import check_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,28 +30,13 @@ PREFIXES = {
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # EMA and loss weights are left where they are
 CLIP_HEAD_SIZE = 64  # of every CLIP text model: heads = width / 64
 
-# Keys that give another model away, most telling first.
-MARKS = (
-    (r"double_blocks\.", "Flux"),
-    (r"joint_blocks\.", "Stable Diffusion 3"),
-    (r"^conditioner\.embedders\.", "Stable Diffusion XL"),
-    (r"^cond_stage_model\.model\.", "Stable Diffusion 2.x as a single file, whose keys do not tell what it predicts"),
-    (r"^control_model\.|input_hint_block\.|^controlnet_", "a ControlNet"),
-    (r"lora_", "a LoRA, an addition to a checkpoint"),
-    (
-        r"^(mid_block|encoder\.mid_block|decoder\.mid_block)\.",
-        "one network in diffusers' naming, not a whole checkpoint",
-    ),
-    (r"^(text_model\.)?encoder\.layers\.", "a text encoder on its own"),
-)
-
 
 def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
     """The configs of text_encoder, unet, vae and scheduler from the tensors' names and shapes; ExportError if the file
-    is something else than a complete Stable Diffusion 1.x checkpoint."""
+    is not a complete Stable Diffusion 1.x checkpoint."""
     parts = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
     if missing := [part for part, tensors in parts.items() if not tensors]:
-        _refuse_other(model, shapes)
+        check_keys(model, shapes)
         raise ExportError(
             f"model '{one_line(model)}' has no {', '.join(missing)} under Stable Diffusion 1.x keys",
             accepted="; ".join(f"{prefix}*" for prefix in PREFIXES.values()),
@@ -65,10 +49,10 @@ def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
             "scheduler": sd1.SCHEDULER,
         }
     except (LookupError, ValueError) as error:
-        _refuse_other(model, shapes)
+        check_keys(model, shapes)
         reason = one_line(str(error))
         raise ExportError(
-            f"model '{one_line(model)}' has not the tensors of Stable Diffusion 1.x ({reason})"
+            f"model '{one_line(model)}' does not have the tensors of Stable Diffusion 1.x ({reason})"
         ) from error
 
 
@@ -78,14 +62,8 @@ def infer_vae(model: str, shapes: Shapes) -> tuple[Config, str]:
     try:
         return _vae_config(_strip(shapes, prefix)), prefix
     except LookupError as error:
-        what = f"'{one_line(model)}' has not the tensors of a Stable Diffusion 1.x VAE ({one_line(str(error))})"
+        what = f"'{one_line(model)}' does not have the tensors of a Stable Diffusion 1.x VAE ({one_line(str(error))})"
         raise ExportError(what, remedy="give a folder in diffusers layout") from error
-
-
-def _refuse_other(model: str, shapes: Shapes) -> None:
-    for mark, kind in MARKS:
-        if any(re.search(mark, name) for name in shapes):
-            raise unsupported(model, kind)
 
 
 def _strip(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:

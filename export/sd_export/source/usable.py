@@ -1,4 +1,4 @@
-"""What the runtime makes of a checkpoint's small files, asked before its weights are fetched and traced."""
+"""Whether the runtime can use a checkpoint's scheduler and tokenizer, checked before weights are fetched and traced."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sd_runtime.sampling import SchedulerConfig
 from .checkpoint import Config
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what odd values in JSON lead to
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # raised for odd values in JSON
 
 
 def check_usable(model: str, configs: Mapping[str, Config], tokenizer: Mapping[str, bytes]) -> None:
-    """Refuse a scheduler or a tokenizer that would make a bundle which nothing can draw with.  ExportError."""
-    with _understood(model, "scheduler/scheduler_config.json"):
+    """ExportError: the runtime could not draw with this scheduler or this tokenizer."""
+    with _as_export_error(model, "scheduler/scheduler_config.json"):
         SchedulerConfig.from_dict(configs["scheduler"])
-    with _understood(model, "the files in tokenizer/"):
+    with _as_export_error(model, "the files in tokenizer/"):
         Tokenizer.from_bytes(tokenizer)
         length = parse_json(tokenizer.get(TOKENIZER_CONFIG, b"{}"), TOKENIZER_CONFIG).get("model_max_length")
     positions = configs["text_encoder"].get("max_position_embeddings", 77)  # transformers' default
@@ -33,8 +33,8 @@ def check_usable(model: str, configs: Mapping[str, Config], tokenizer: Mapping[s
 
 
 @contextmanager
-def _understood(model: str, files: str) -> Iterator[None]:
-    """What the runtime says against `files`, as an ExportError about the model."""
+def _as_export_error(model: str, files: str) -> Iterator[None]:
+    """Turn the runtime's complaint about `files` into an ExportError about the model."""
     problem = f"model '{one_line(model)}'"
     try:
         yield

@@ -22,7 +22,7 @@ from sd_runtime.errors import ExportError, OutOfMemoryError
 from sd_runtime.tensor import Array, Dim, TensorSpec, all_finite
 
 from ..networks.probes import latent_probes, picture_probes
-from .plan import Job, fixed
+from .plan import EngineBuild, fixed
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -57,14 +57,14 @@ class Findings:
     remarks: tuple[str, ...]
 
 
-def check(job: Job, engine: Run, reference: Run | None, scaling_factor: float, *, cheap: bool) -> Findings:
+def check(planned: EngineBuild, engine: Run, reference: Run | None, scaling_factor: float, *, cheap: bool) -> Findings:
     """Run an engine on all probes at all ends of its range.  `cheap`: the reference can do the largest, too.
 
     ExportError, and the engine is not to be used: NaN, a solid colour, or further from the reference than LIMITS."""
     worst = None
     remarks = []
-    for end in ends(job):
-        for inputs in probes(job, end, scaling_factor):
+    for end in ends(planned):
+        for inputs in probes(planned, end, scaling_factor):
             try:
                 got = engine(dict(inputs))
             except OutOfMemoryError:
@@ -72,40 +72,40 @@ def check(job: Job, engine: Run, reference: Run | None, scaling_factor: float, *
                     raise
                 remarks.append("not tried at its largest shapes: the GPU's memory is too small for them")
                 break
-            require_picture(job, end, got)
+            require_picture(planned, end, got)
             if reference is not None and (cheap or end != "max"):
-                worst = max(compare(job, end, got, reference(dict(inputs))), worst or 0.0)
+                worst = max(compare(planned, end, got, reference(dict(inputs))), worst or 0.0)
     return Findings(worst, tuple(remarks))
 
 
-def ends(job: Job) -> tuple[End, ...]:
+def ends(planned: EngineBuild) -> tuple[End, ...]:
     """Where in its range an engine is tried: where it is tuned for, and at those ends that are somewhere else."""
     others: tuple[End, ...] = ("min", "max")
-    return ("opt", *(end for end in others if shapes(job, end) != shapes(job, "opt")))
+    return ("opt", *(end for end in others if shapes(planned, end) != shapes(planned, "opt")))
 
 
-def shapes(job: Job, end: End) -> dict[str, tuple[int, ...]]:
+def shapes(planned: EngineBuild, end: End) -> dict[str, tuple[int, ...]]:
     """The shapes of every input at one end of the engine's range."""
     return {
-        spec.name: getattr(job.profile[spec.name], end) if spec.name in job.profile else fixed(spec)
-        for spec in job.graph.inputs
+        spec.name: getattr(planned.profile[spec.name], end) if spec.name in planned.profile else fixed(spec)
+        for spec in planned.graph.inputs
     }
 
 
-def probes(job: Job, end: End, scaling_factor: float) -> Iterator[dict[str, Array]]:
+def probes(planned: EngineBuild, end: End, scaling_factor: float) -> Iterator[dict[str, Array]]:
     """Inputs as an engine will meet them, the same for every build: an autoencoder's are those on which its values were
     measured at export.  `scaling_factor` is the latent space's."""
     random = np.random.default_rng(0)
-    wanted = shapes(job, end)
-    inputs = {spec.name: _values(spec, wanted[spec.name], random) for spec in job.graph.inputs}
-    if job.component not in ("vae_decoder", "taesd", "vae_encoder"):
+    wanted = shapes(planned, end)
+    inputs = {spec.name: _values(spec, wanted[spec.name], random) for spec in planned.graph.inputs}
+    if planned.component not in ("vae_decoder", "taesd", "vae_encoder"):
         yield inputs
         return
     ((name, (rows, channels, height, width)),) = wanted.items()
-    if job.component == "vae_encoder":
+    if planned.component == "vae_encoder":
         pictures = picture_probes(1, height, width)
     else:  # a tiny decoder takes latents as the UNet leaves them
-        pictures = latent_probes(channels, scaling_factor if job.component == "vae_decoder" else 1.0, height, width)
+        pictures = latent_probes(channels, scaling_factor if planned.component == "vae_decoder" else 1.0, height, width)
     for picture in pictures:
         yield {name: picture.repeat(rows, axis=0)}
 
@@ -120,15 +120,15 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], random: np.random.Generato
     return np.zeros(shape, spec.dtype)  # indices
 
 
-def require_picture(job: Job, end: End, got: Mapping[str, Array]) -> None:
+def require_picture(planned: EngineBuild, end: End, got: Mapping[str, Array]) -> None:
     """ExportError: an output holds NaN or infinity, or nothing but one number or one colour."""
     for name, array in got.items():
         if not all_finite(array):
-            what = f"the engine {job.label} gives NaN or infinity in '{name}'{WHERE[end]}"
-            raise ExportError(what, remedy=_remedy(job))
+            what = f"the engine {planned.label} gives NaN or infinity in '{name}'{WHERE[end]}"
+            raise ExportError(what, remedy=_remedy(planned))
         if is_flat(array):
-            what = f"the engine {job.label} gives the same number everywhere in '{name}'{WHERE[end]}"
-            raise ExportError(what, remedy=_remedy(job))
+            what = f"the engine {planned.label} gives the same number everywhere in '{name}'{WHERE[end]}"
+            raise ExportError(what, remedy=_remedy(planned))
 
 
 def is_flat(array: Array) -> bool:
@@ -147,30 +147,30 @@ def is_flat(array: Array) -> bool:
     return bool((values.std(axis=2).max(axis=1) <= FLAT * magnitude).any())
 
 
-def compare(job: Job, end: End, got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
+def compare(planned: EngineBuild, end: End, got: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
     """The largest relative difference of an output to the reference's; ExportError if it is beyond LIMITS."""
     worst = 0.0
     for name, array in got.items():
         reference = expected[name].astype(np.float64)
         scale = float(np.sqrt(np.mean(reference**2))) or 1.0
         error = float(np.sqrt(np.mean((array - reference) ** 2))) / scale
-        if not error <= LIMITS[job.precision]:
-            what = f"the engine {job.label} differs from its ONNX graph in '{name}'{WHERE[end]}"
-            accepted = f"up to {LIMITS[job.precision]:.0e}"
-            raise ExportError(what, got=f"{error:.1e}", accepted=accepted, remedy=_remedy(job))
+        if not error <= LIMITS[planned.precision]:
+            what = f"the engine {planned.label} differs from its ONNX graph in '{name}'{WHERE[end]}"
+            accepted = f"up to {LIMITS[planned.precision]:.0e}"
+            raise ExportError(what, got=f"{error:.1e}", accepted=accepted, remedy=_remedy(planned))
         worst = max(error, worst)
     return worst
 
 
-def _remedy(job: Job) -> str:
-    return f"build again; if it persists, use another --precision than {job.precision}"
+def _remedy(planned: EngineBuild) -> str:
+    return f"build again; if it persists, use another --precision than {planned.precision}"
 
 
-def row_by_row(run: Run, job: Job) -> Run:
+def row_by_row(run: Run, planned: EngineBuild) -> Run:
     """`run`, given one row of the batch after the other: the scores of a whole batch's attentions would fill gigabytes
     of main memory."""
     batched = {
-        spec.name for spec in job.graph.inputs if isinstance(axis := spec.shape[0], Dim) and axis.symbol == "batch"
+        spec.name for spec in planned.graph.inputs if isinstance(axis := spec.shape[0], Dim) and axis.symbol == "batch"
     }
 
     def run_rows(inputs: dict[str, Array]) -> dict[str, Array]:
@@ -232,11 +232,11 @@ def attention(engine: trt.ICudaEngine) -> Attention:
     return Attention(fused, apart)
 
 
-def unfused(job: Job, expected: int, seen: Attention) -> str | None:
+def unfused(planned: EngineBuild, expected: int, seen: Attention) -> str | None:
     """A remark if an engine shows fewer fused attentions than the `expected` ones that its graph has.
 
     Fused kernels are for half precision, and end below the 512 channels of an autoencoder's one head."""
-    if job.precision == "fp32" or job.component in ("vae_decoder", "vae_encoder", "taesd"):
+    if planned.precision == "fp32" or planned.component in ("vae_decoder", "vae_encoder", "taesd"):
         return None
     if seen.apart:
         return f"{seen.apart} attentions are not fused: another version of TensorRT may be faster"

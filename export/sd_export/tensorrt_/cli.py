@@ -1,4 +1,4 @@
-"""sd-export build: flags → BuildRequest → build().  Nothing heavy is imported before the flags are known to be good."""
+"""sd-export build: flags → BuildOptions → build().  Nothing heavy is imported before the flags are known to be good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sd_runtime.cli.arguments import ArgumentParser
 from sd_runtime.cli.console import run
 
-from .plan import ENGINE_PRECISIONS, BuildRequest, parse_batches, parse_size
+from .plan import ENGINE_PRECISIONS, BuildOptions, parse_batches, parse_size
 
 if TYPE_CHECKING:
     from sd_runtime.bundle.manifest import EnginePrecision
@@ -47,9 +47,9 @@ def add_engine_flags(add: Callable[..., object]) -> None:
     add("--workspace", type=float, default=4.0, metavar="GB", help="scratch space of a layer on the GPU (default: 4)")
 
 
-def build_request(args: argparse.Namespace, bundle: Path, precision: EnginePrecision | None) -> BuildRequest:
+def build_options(args: argparse.Namespace, bundle: Path, precision: EnginePrecision | None) -> BuildOptions:
     """What those flags ask for.  UsageError: one of them is wrong."""
-    return BuildRequest(
+    return BuildOptions(
         bundle=bundle,
         sizes=tuple(dict.fromkeys(parse_size(size) for size in args.size or ())),
         batches=parse_batches(args.batch),
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    request = build_request(args, args.bundle, args.precision)
+    options = build_options(args, args.bundle, args.precision)
     from .build import build
 
-    print(build(request, force=args.force, quiet=args.quiet))
+    print(build(options, force=args.force, quiet=args.quiet))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, SupportsInt
 from sd_runtime.bundle.manifest import EnginePrecision, ShapeRange
 from sd_runtime.errors import DependencyError, ExportError, one_line
 
+from ..graphs.names import FLOAT32
 from .failures import explain
-from .plan import FLOAT32
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -1,7 +1,7 @@
 """Which engines to build: from what a user asks for to a list of graphs, each with the shapes that it is built for.
 
 An engine for exact shapes is the fastest; next to the ones asked for there is one dynamic fallback for a small range
-around them, so that every other request of moderate size finds an engine, too.  Ranges are small because the builder's
+around them, so that every other picture of moderate size finds an engine, too.  Ranges are small because the builder's
 memory, and the engine's, grow with the largest shape that a profile allows.  Imports nothing heavy.
 """
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 ENGINE_PRECISIONS: Final = ("fp32", "fp16", "bf16")
 STEP = 64  # pixels; Stable Diffusion's UNet halves its latents three times
-NATIVE_ATTENTION: Final = (10, 15)  # parses Attention, and GroupNormalization as of opset 21
+BFLOAT16: Final = (10, 15)  # has a layer for GroupNormalization as of opset 21; older opsets know no bfloat16
 STRONGLY_TYPED: Final = (10, 0)  # takes precision from the graph; version 11 knows nothing else
 OLDEST: Final = (8, 5)
-FLOAT32: Final = "@float32"  # in the names of layers that must compute in float32, for versions that ask by layer
 
 DRAWS = (1, 1, 8)  # rows of noise that the device loop keeps ready
 PROMPTS = (1, 2, 8)  # prompts in one call of the text encoder
@@ -34,7 +33,7 @@ FALLBACK_CHUNKS = 3  # of 77 tokens
 
 
 @dataclass(frozen=True)
-class BuildRequest:
+class BuildOptions:
     """Build engines for the bundle in the folder `bundle`, for the GPU and the TensorRT of this machine.
 
     sizes       (width, height) in pixels; none means the size that the model recommends
@@ -67,8 +66,8 @@ class BuildRequest:
 
 
 @dataclass(frozen=True)
-class Job:
-    """One engine to build: a graph of a component, and for every input that varies the shapes it is built for."""
+class EngineBuild:
+    """An engine to build: a graph of a component, and for every input that varies the shapes it is built for."""
 
     component: str
     form: str
@@ -86,17 +85,19 @@ class Job:
         }
 
 
-def plan_jobs(manifest: Manifest, request: BuildRequest, tensorrt: str) -> tuple[Job, ...]:
-    """All engines for a request, the large ones first.  UsageError, BundleError: the bundle has no such graphs."""
-    form, precision = form_for(manifest, request.precision, tensorrt)
-    sizes = request.sizes or ((manifest.defaults.width, manifest.defaults.height),)
+def plan_builds(manifest: Manifest, options: BuildOptions, tensorrt: str) -> tuple[EngineBuild, ...]:
+    """All engines that `options` ask for, the large ones first.
+
+    UsageError, BundleError: the bundle has no such graphs."""
+    form, precision = form_for(manifest, options.precision, tensorrt)
+    sizes = options.sizes or ((manifest.defaults.width, manifest.defaults.height),)
     planner = _Planner(manifest, form, precision)
-    wanted = [(width, height, batch) for width, height in sizes for batch in request.batches]
-    jobs = [job for component in ("unet", "vae_decoder", "taesd") for job in planner.exact(component, wanted)]
-    if request.fallback:
+    wanted = [(width, height, batch) for width, height in sizes for batch in options.batches]
+    builds = [planned for component in ("unet", "vae_decoder", "taesd") for planned in planner.exact(component, wanted)]
+    if options.fallback:
         components = ("unet", "vae_decoder", "taesd", "vae_encoder")
-        jobs += [job for component in components for job in planner.dynamic(component, wanted)]
-    return (*jobs, *planner.rest(wanted))
+        builds += [planned for component in components for planned in planner.dynamic(component, wanted)]
+    return (*builds, *planner.rest(wanted))
 
 
 def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) -> tuple[str, EnginePrecision]:
@@ -106,7 +107,7 @@ def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) 
     if version < OLDEST:
         raise UsageError("TensorRT", got=tensorrt, accepted="8.5 or newer")
     if precision == "bf16":
-        if manifest.precision != "fp32" or version < NATIVE_ATTENTION:
+        if manifest.precision != "fp32" or version < BFLOAT16:
             got = f"a {manifest.precision} bundle and TensorRT {tensorrt}"
             raise UsageError("precision bf16", got=got, accepted="a fp32 bundle and TensorRT 10.15 or newer")
         return "trt-bf16", precision
@@ -115,7 +116,7 @@ def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) 
         raise UsageError("precision", got=precision, accepted=f"{manifest.precision}, the bundle's", remedy=remedy)
     if version < STRONGLY_TYPED:
         return "trt-legacy", precision
-    return ("trt" if version >= NATIVE_ATTENTION else "trt-basic"), precision
+    return "trt-basic", precision
 
 
 def _at_once(component: str, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -126,49 +127,49 @@ def _at_once(component: str, wanted: list[tuple[int, int, int]]) -> list[tuple[i
 
 
 class _Planner:
-    """Makes the jobs for a bundle's networks in one form."""
+    """Plans the engines of a bundle's networks in one form."""
 
     def __init__(self, manifest: Manifest, form: str, precision: EnginePrecision) -> None:
         self._manifest, self._form, self._precision = manifest, form, precision
         self._pixels = manifest.latent.pixels
         self._positions = tokens_in_a_chunk(manifest)
 
-    def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
+    def exact(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[EngineBuild]:
         """An engine for each size (width, height, batch)."""
         rows, _ = self._rows(component)
         for width, height, batch in _at_once(component, wanted):
             axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
             axes["sequence_length"] = (self._positions,) * 3
-            yield from self._job(component, axes, f"{width}x{height} batch {batch}")
+            yield from self._engine(component, axes, f"{width}x{height} batch {batch}")
 
-    def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
+    def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[EngineBuild]:
         """One engine for a range around the sizes, any number of rows up to the most that they can have: guidance may
         be asked for where the model is meant to be used without, too."""
         wanted = _at_once(component, wanted)
         width, height, batch = wanted[0]
         low, high = FALLBACK_PIXELS
-        sides = [side for job in wanted for side in job[:2]]
+        sides = [side for size in wanted for side in size[:2]]
         low, high = min(low, *sides), max(high, *sides)
         rows, widest = self._rows(component)
-        most = widest * max(job[2] for job in wanted)
+        most = widest * max(size[2] for size in wanted)
         axes = self._picture((1, rows * batch, most), (low, width, high), (low, height, high))
         axes["sequence_length"] = (self._positions, self._positions, FALLBACK_CHUNKS * self._positions)
-        yield from self._job(component, axes, "dynamic")
+        yield from self._engine(component, axes, "dynamic")
 
-    def rest(self, wanted: list[tuple[int, int, int]]) -> Iterator[Job]:
+    def rest(self, wanted: list[tuple[int, int, int]]) -> Iterator[EngineBuild]:
         """What does not depend on the picture's size: the text encoder and the safety checker; and the graphs without
         weights, for everything that the others take."""
-        yield from self._job("text_encoder", {"batch": PROMPTS}, "dynamic")
-        yield from self._job("safety_checker", {"batch": (1, 1, 1)}, "one picture")
-        low, high = STEP, max(FALLBACK_PIXELS[1], *(side for job in wanted for side in job[:2]))
+        yield from self._engine("text_encoder", {"batch": PROMPTS}, "dynamic")
+        yield from self._engine("safety_checker", {"batch": (1, 1, 1)}, "one picture")
+        low, high = STEP, max(FALLBACK_PIXELS[1], *(side for size in wanted for side in size[:2]))
         width, height, batch = wanted[0]
-        most = max(job[2] for job in wanted)
+        most = max(size[2] for size in wanted)
         axes = self._picture((1, batch, most), (low, width, high), (low, height, high))
         axes |= {"rows": (2, 2 * batch, 2 * most), "draws": DRAWS}
-        yield from self._job("sampler_step", axes, "guided", "guided")
+        yield from self._engine("sampler_step", axes, "guided", "guided")
         # Without guidance as many pictures at once as the UNet has rows
-        yield from self._job("sampler_step", axes | {"batch": (1, batch, 2 * most)}, "plain", "plain")
-        yield from self._job("pixels", axes, "plain", "plain")
+        yield from self._engine("sampler_step", axes | {"batch": (1, batch, 2 * most)}, "plain", "plain")
+        yield from self._engine("pixels", axes, "plain", "plain")
 
     def _rows(self, component: str) -> tuple[int, int]:
         """Of a network's batch for each picture: where it is used as its authors recommend, and at most."""
@@ -188,8 +189,10 @@ class _Planner:
         latent = {"latent_width": cells(width), "latent_height": cells(height)}
         return {"batch": rows, "width": width, "height": height, **latent}
 
-    def _job(self, component: str, axes: Mapping[str, Range], shape: str, form: str | None = None) -> Iterator[Job]:
-        """The job, if the bundle has the component."""
+    def _engine(
+        self, component: str, axes: Mapping[str, Range], shape: str, form: str | None = None
+    ) -> Iterator[EngineBuild]:
+        """The engine to build, if the bundle has the component."""
         known = self._manifest.components.get(component)
         if known is None:
             return
@@ -200,7 +203,7 @@ class _Planner:
         graph = known.graphs[form]
         profile = {spec.name: ranged(spec, axes) for spec in graph.inputs if fixed(spec) != spec.shape}
         precision: EnginePrecision = "fp32" if known.weights is None else self._precision
-        yield Job(component, form, graph, precision, profile, f"{component} {shape}")
+        yield EngineBuild(component, form, graph, precision, profile, f"{component} {shape}")
 
 
 def ranged(spec: TensorSpec, axes: Mapping[str, Range]) -> ShapeRange:

@@ -17,7 +17,7 @@ from sd_runtime.bundle.manifest import EngineRecord
 from sd_runtime.bundle.schema import to_json
 
 if TYPE_CHECKING:
-    from .plan import Job
+    from .plan import EngineBuild
 
 SLOWER = 1.15  # times what was expected: beyond what one build differs from the next
 FAR = 2.0  # times what was expected of another size, or of a dynamic engine
@@ -35,9 +35,9 @@ class Timing:
     milliseconds: float
 
     @classmethod
-    def of(cls, job: Job, took: float) -> Timing:
-        exact = all(allowed.min == allowed.max for allowed in job.profile.values())
-        return cls(job.label, prod(job.shapes[job.graph.inputs[0].name]), exact, took)
+    def of(cls, planned: EngineBuild, took: float) -> Timing:
+        exact = all(allowed.min == allowed.max for allowed in planned.profile.values())
+        return cls(planned.label, prod(planned.shapes[planned.graph.inputs[0].name]), exact, took)
 
 
 def slower_than_before(record: EngineRecord, label: str, took: float, history: Path) -> str | None:

@@ -4,8 +4,8 @@ The nodes of a plain graph are named after the modules that they were traced fro
 of its nodes.  Those values become outputs of the graph, which then runs next to the torch module with a hook on each
 layer.  A layer is a module without modules of its own that is called once.
 
-Both sides run on the CPU.  An engine may fuse what lies between the values that it must now show; where the graph's
-outputs are broken and no layer is, that is where to look.
+Both sides run on the CPU.  An engine may fuse operators, except across the values that are outputs now: if the graph's
+outputs are beyond their limits and no layer is, look for the fault in such a fusion.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.tensor import Array, Dim, TensorSpec
 
-from ..networks.components import load
+from ..networks.registry import find
 from ..source import Checkpoint
 from .measures import measure
 from .reference import Case, Reference
@@ -35,10 +35,10 @@ ONNX_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "flo
 def bisect(bundle: Bundle, checkpoint: Checkpoint, reference: Reference, case: Case, row: Row) -> Drift:
     """Compare every layer of the network of `case`, on its inputs; layers come in the order of their execution.
 
-    `row` is what was found at the network's end: layers are held to half way, in orders of magnitude, between what it
-    may be and what it is, so that neither rounding nor what follows from the drift is taken for its start."""
+    `row` is the comparison of the network's output.  A layer's limit lies half way, in orders of magnitude, between the
+    row's limit and its error, so that neither rounding nor a consequence of the drift is taken for its start."""
     feeds = reference.feeds(case)
-    network = load(case.component, checkpoint)
+    network = find(case.component).load(checkpoint)
     prefix = f"{network.root}." if network.root else ""
     expected = {name.removeprefix(prefix): value for name, value in layer_outputs(network.module, feeds).items()}
     ours = graph_outputs(bundle, case.component, feeds, expected)

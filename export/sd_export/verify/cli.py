@@ -39,9 +39,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser("sd-verify", "Compare what a bundle computes with what its checkpoint computes.", EPILOG)
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="a bundle's folder, or the name of an exported model")
-    against = f"the checkpoint, as for sd-export, or '{STORED}' for the tensors in the bundle (default: what there is)"
+    against = f"the checkpoint, as for sd-export (default: if at hand), or '{STORED}' for the tensors in the bundle"
     add("--against", metavar="MODEL", help=against)
-    add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="of the bundle's side (default: auto)")
+    add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="where the bundle runs (default: auto)")
     add("--bisect", action="store_true", help="find the layer where the drift starts (needs the checkpoint)")
     add("--json", type=Path, metavar="FILE", help="write every measured value")
     add("--html", type=Path, metavar="FILE", help="write a page with pictures and plots")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from sd_runtime.bundle.bundle import Bundle, find_bundle
-    from sd_runtime.cli.reports import check_report, write_report
+    from sd_runtime.cli.report_files import check_report, write_report
     from sd_runtime.sampling import resolve
 
     from .compare import compare, open_pipeline
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(args: argparse.Namespace, bundle: Bundle) -> Checkpoint | None:
-    """What to compute the reference from: what was named, or the bundle's own source where it is at hand."""
+    """The checkpoint for the reference: the one that was named, or the bundle's own source where it is at hand."""
     if args.against == STORED:
         return None
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
@@ -114,7 +114,7 @@ def _checkpoint(args: argparse.Namespace, bundle: Bundle) -> Checkpoint | None:
 
 
 def _reference(args: argparse.Namespace, pipeline: Pipeline, checkpoint: Checkpoint | None) -> Reference:
-    """Computed for the bundle's own settings and what the flags say of them, or the stored one."""
+    """The stored reference, or one computed for the bundle's own settings, changed by the flags."""
     from .probe import full_probe
     from .reference import Reference
 

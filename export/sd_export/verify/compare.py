@@ -30,7 +30,7 @@ def open_pipeline(bundle: Bundle, device: str) -> Pipeline:
 
 def compare(pipeline: Pipeline, reference: Reference) -> Report:
     """Every row that both sides have, in the order of the flow: tokens, noise, networks, loop, picture."""
-    side = _Ours(pipeline, reference)
+    side = _BundleSide(pipeline, reference)
     rows = [side.tokens(), side.noise(), *side.networks()]
     if PICTURE in reference.tensors:
         rows += side.picture()
@@ -55,8 +55,8 @@ def describe_device(pipeline: Pipeline) -> str:
     return "ONNX Runtime on the CPU" if engines.on_cpu else f"the GPU, its UNet in {engines.precision('unet')}"
 
 
-class _Ours:
-    """A bundle's answers to a reference's questions, and how long they took."""
+class _BundleSide:
+    """Runs a bundle on a reference's inputs, and takes the time."""
 
     def __init__(self, pipeline: Pipeline, reference: Reference) -> None:
         self._pipeline, self._reference = pipeline, reference
@@ -97,7 +97,7 @@ class _Ours:
         limit = drift_limit(precision, on_cpu=on_cpu)
         try:
             trail, result = self._timed("picture", self._draw, again=False)
-        except NumericalError as error:  # it ends the picture, not the report
+        except NumericalError as error:  # ends the picture, not the report
             yield Row("loop", error.what, NOT_FINITE, limit)
             return
         steps = range(len(trail)) if len(trail) == len(expected) else range(0)

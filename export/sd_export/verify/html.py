@@ -18,8 +18,8 @@ CSS = """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:16px;max-width:1120px;font:15px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:21px;margin:0 0 4px}h2{font-size:16px;margin:28px 0 8px}p{margin:4px 0}.faint{opacity:.75;font-size:13px}
-.verdict{display:inline-block;margin:10px 0;padding:5px 12px;border-radius:6px;color:#fff;background:#2e7d46}
-.verdict.bad{background:#c0322b}
+.summary{display:inline-block;margin:10px 0;padding:5px 12px;border-radius:6px;color:#fff;background:#2e7d46}
+.summary.bad{background:#c0322b}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px}
 figure{margin:0}figure img{width:100%;image-rendering:pixelated;border-radius:4px;display:block}
 figcaption{font-size:13px;margin-top:4px}
@@ -50,7 +50,7 @@ def page(report: Report) -> str:
         f"<h1>{escape(name)} against its reference</h1>",
         f'<p class="faint">{escape(report.source)}, {report.precision}, {escape(report.device)}; reference: '
         f"{escape(report.reference)}</p>",
-        f'<p class="verdict{"" if report.passed else " bad"}">{escape(report.verdict)}</p>',
+        f'<p class="summary{"" if report.passed else " bad"}">{escape(report.summary)}</p>',
         f'<p class="faint">{escape(what)}</p>',
         _pictures(report),
         "<h2>Plots</h2>" + f'<div class="charts">{"".join(f"<div>{chart}</div>" for chart in charts(report))}</div>',
@@ -168,5 +168,5 @@ def _table_row(row: Row) -> str:
     )
     numbers = "".join(f'<td data-label="{label}">{text}</td>' for label, text in cells)
     kind, word = ("good", "within") if row.passed else ("broken", "beyond")
-    verdict = f'<td class="{kind}">{word}: {row.limit}</td>'
-    return f"<tr{'' if row.passed else ' class=bad'}><td>{escape(row.title)}</td>{numbers}{verdict}</tr>"
+    outcome = f'<td class="{kind}">{word}: {row.limit}</td>'
+    return f"<tr{'' if row.passed else ' class=bad'}><td>{escape(row.title)}</td>{numbers}{outcome}</tr>"

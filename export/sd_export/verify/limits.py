@@ -1,10 +1,10 @@
-"""What each comparison is held to, by the precision that is computed in.
+"""The limit of each comparison, by the precision of the arithmetic.
 
 A network's relative error is a property of its arithmetic: around 10⁻⁶ in float32, 10⁻⁵ for the autoencoder, and 10⁻³
-in float16, whatever the weights.  The limits leave room, for what is wrong shows as 10⁻² and more.  In the loop those
-errors feed on themselves, by how much depends on the model, so that drift and picture are held to what the eye cannot
-see rather than to what is usual.  A GPU's libraries choose among algorithms and may take TF32 for float32: there a
-network is held to what `sd-export build` holds an engine to.
+in float16, whatever the weights.  The limits leave room, because a fault shows as 10⁻² and more.  In the loop those
+errors feed on themselves, by how much depends on the model, so that the limits of drift and picture are what the eye
+cannot see, not what is usual.  A GPU's libraries choose among algorithms and may take TF32 for float32: there a
+network has the limit that `sd-export build` sets for an engine.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Literal
 
 from sd_runtime.bundle.manifest import EnginePrecision
 
+from ..networks.registry import PART
 from .measures import Measure
 
-AUTOENCODER = ("vae_encoder", "vae_decoder")
+AUTOENCODER = tuple(name for name, part in PART.items() if part == "vae")
 AUTOENCODER_CELLS = 64  # latent cells up to which it keeps to a network's limit
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a bundle was made from: found again, and told from others."""
+"""Finds the checkpoint that a bundle was made from, and says how another differs from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
 from ..source.checkpoint import SAFETY_CHECKER, TAESD
 from ..source.resolve import DEMO
 
-MARKS = ("model_index.json", "vae/config.json", "config.json")  # one is in every repository that a source can be
+INDEX_FILES = ("model_index.json", "vae/config.json", "config.json")  # every repository has one of these
 
 
 def open_checkpoint(model: str, manifest: Manifest) -> Checkpoint:
@@ -51,10 +51,10 @@ def find(source: Source) -> str | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    for mark in MARKS:
-        path = try_to_load_from_cache(source.id, mark, revision=source.revision)
+    for name in INDEX_FILES:
+        path = try_to_load_from_cache(source.id, name, revision=source.revision)
         if isinstance(path, str):
-            return str(Path(path).parents[mark.count("/")])
+            return str(Path(path).parents[name.count("/")])
     return None
 
 

@@ -32,7 +32,7 @@ PICTURE = "picture"  # (1, H, W, 3) float32 in [0, 1]
 class Case:
     """One call of one network; the values of `feeds`, and `expected`, name tensors of the reference.
 
-    name    what tells it from other calls, for people
+    name    for people: which of the network's calls
     output  the output that is compared
     """
 

@@ -19,7 +19,7 @@ from .probe import Probe
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison, of a network or of "tokenizer", "noise", "loop", "picture"; `name` tells a component's apart."""
+    """One comparison.  `component` is a network, or "tokenizer", "noise", "loop", "picture"; `name` tells which."""
 
     component: str
     name: str
@@ -126,11 +126,11 @@ class Report:
             m = row.measure
             numbers = f"{m.max_abs:>9.1e}{m.relative:>10.1e}{m.cosine:>11.7f}{_decibel(m.psnr):>9}"
             lines.append(f"{row.title:<{width}}  {numbers}  {row.limit}{'' if row.passed else '  BROKEN'}")
-        lines += ["", self.verdict]
+        lines += ["", self.summary]
         return "\n".join([*lines, *([] if self.drift is None else ["", str(self.drift)])])
 
     @property
-    def verdict(self) -> str:
+    def summary(self) -> str:
         """One sentence."""
         if self.passed:
             return f"All {len(self.rows)} comparisons are within their limits."

@@ -17,7 +17,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, stage: str, call: Callable[[], T], *, again: bool = True) -> T:
-        """What `call` returns; with `again`, a quick one is made twice."""
+        """What `call` returns; with `again`, a quick call is repeated once."""
         started = time.perf_counter()
         result = call()
         took = time.perf_counter() - started

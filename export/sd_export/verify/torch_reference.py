@@ -1,7 +1,7 @@
 """A reference computed now: diffusers' own pipeline and networks, in float32 on the CPU.
 
-The weights come through `source`, which fills transformers' and diffusers' modules and complains of every key that is
-missing or left over; all else (tokenizer, sampler, guidance, the loop) is those libraries' code and none of ours.
+The weights come through `networks.loading`, which fills transformers' and diffusers' modules and refuses every key that
+is missing or left over; all else (tokenizer, sampler, guidance, the loop) is those libraries' code and none of ours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from sd_runtime.bundle.catalogue import ALWAYS
 from sd_runtime.sampling import resolve
 from sd_runtime.tensor import Array
 
-from ..networks.components import load
-from ..source import Checkpoint, load_text_encoder, load_unet, load_vae
-from ..source.checkpoint import SAFETY_CHECKER, TAESD
+from ..networks.base import Network
+from ..networks.registry import REGISTRY, find
+from ..signature import Sizes
+from ..source import Checkpoint
 from .probe import TEXTS, Probe, sample_picture
 from .reference import LATENTS, NOISE, PICTURE, TOKENS, Case, Reference
 from .stopwatch import Stopwatch
 
 LIBRARIES = ("torch", "diffusers", "transformers")
-DRAWN = {"text_encoder", "unet", "vae_decoder"}  # what it takes to draw a picture
-HIDDEN = "last_hidden_state"
+DRAWING = set(ALWAYS) & {entry.name for entry in REGISTRY}  # the networks that every picture needs
 
 
 def make_reference(
@@ -40,23 +41,17 @@ def make_reference(
     `threads`: of torch, by default what it is set to; with one, the last digits do not depend on the machine's number
     of cores."""
     with _settings(threads):
-        side = _TorchSide(checkpoint, probe)
+        made = TorchReference(checkpoint, probe)
         if "unet" in components:
-            side.unet  # noqa: B018 – before the others: loading it takes half as much again for a moment
-        side.add_tokens()
-        if "text_encoder" in components:
-            side.add_text_encoder()
-        if "unet" in components:
-            side.add_unet()
-        if {"vae_decoder", "vae_encoder"} & set(components):
-            side.add_vae(components)
-        for name in (TAESD, SAFETY_CHECKER):
-            if name in components:
-                side.add_extra(name)
-        if set(components) >= DRAWN:
-            side.add_picture()
+            made.unet  # noqa: B018 – before the others: loading it takes half as much again for a moment
+        made.add_inputs()
+        for entry in REGISTRY:
+            if entry.name in components:
+                entry.network().reference(made)
+        if set(components) >= DRAWING:
+            made.add_picture()
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return Reference(probe, side.texts, tuple(side.cases), side.tensors, versions, "computed now", side.timed.seconds)
+    return Reference(probe, made.texts, tuple(made.cases), made.tensors, versions, "computed now", made.timed.seconds)
 
 
 @contextmanager
@@ -77,8 +72,11 @@ def _settings(threads: int | None) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-class _TorchSide:
-    """Collects cases and tensors; networks are loaded when first needed and shared by all that use them."""
+class TorchReference:
+    """Collects cases and tensors.  The networks' files add theirs; see `networks.base.Network.reference`.
+
+    The libraries' models are loaded when first needed and shared by all that use them.  Methods that make a tensor
+    return its name."""
 
     def __init__(self, checkpoint: Checkpoint, probe: Probe) -> None:
         self.checkpoint, self.probe = checkpoint, probe
@@ -100,15 +98,15 @@ class _TorchSide:
 
     @cached_property
     def text_encoder(self) -> Any:
-        return load_text_encoder(self.checkpoint)
+        return find("text_encoder").model(self.checkpoint)
 
     @cached_property
     def unet(self) -> Any:
-        return load_unet(self.checkpoint)
+        return find("unet").model(self.checkpoint)
 
     @cached_property
     def vae(self) -> Any:
-        return load_vae(self.checkpoint)
+        return find("vae_encoder").model(self.checkpoint)
 
     @cached_property
     def scheduler(self) -> Any:
@@ -134,26 +132,42 @@ class _TorchSide:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    # ---- tensors ----
+    # ---- tensors and cases ----
 
     def put(self, name: str, tensor: Any) -> str:
-        """Remember a tensor and return its name."""
+        """Keep a tensor of torch's or numpy's."""
         self.tensors[name] = np.ascontiguousarray(tensor.numpy() if isinstance(tensor, torch.Tensor) else tensor)
         return name
 
     def tensor(self, name: str) -> torch.Tensor:
         return torch.from_numpy(self.tensors[name])
 
+    def case(self, component: str, name: str, feeds: dict[str, str], output: str, expected: str) -> None:
+        """Add a call of a network; see `Case`."""
+        self.cases.append(Case(component, name, feeds, output, expected))
+
+    def traced_cases(self, component: str, network: Network, tensor: torch.Tensor) -> None:
+        """A case for each output of the module that is traced, of a network with one input and no library's own way
+        to call it."""
+        loaded = network.load(self.checkpoint)
+        (spec,) = loaded.signature.inputs
+        feeds = {spec.name: self.put(f"{component}.{spec.name}", tensor)}
+        outputs = self.timed(component, lambda: loaded.module(tensor))
+        for spec, output in zip(
+            loaded.signature.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True
+        ):
+            expected = self.put(f"{component}.out.{spec.name}", output)
+            self.case(component, spec.name.replace("_", " "), feeds, spec.name, expected)
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the picture's latents."""
-        channels = self.checkpoint.configs["unet"].get("in_channels", 4)
-        blocks = self.checkpoint.configs["vae"].get("block_out_channels", (64,))
-        pixels = 2 ** (len(blocks) - 1)
-        return 1, channels, self.probe.height // pixels, self.probe.width // pixels
+        sizes = Sizes.of(self.checkpoint.configs)
+        return 1, sizes.channels, self.probe.height // sizes.pixels, self.probe.width // sizes.pixels
 
-    def add_tokens(self) -> None:
-        positions = self.checkpoint.configs["text_encoder"].get("max_position_embeddings", 77)
+    def add_inputs(self) -> None:
+        """The token ids of all texts, and the seed's first noise."""
+        positions = Sizes.of(self.checkpoint.configs).positions
         ids = self.tokenizer(list(self.texts), padding="max_length", max_length=positions, truncation=True)["input_ids"]
         self.put(TOKENS, np.array(ids, np.int64))
         self.put(NOISE, torch.randn(self.shape, generator=self._generator()))
@@ -161,81 +175,55 @@ class _TorchSide:
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.probe.seed)
 
+    def prompt_ids(self) -> str:
+        """The token ids of the negative prompt and of the prompt (2, 77)."""
+        return self._once("prompt_ids", lambda: self.tensor(TOKENS)[:2])
+
     def hidden_states(self) -> str:
         """The negative prompt's and the prompt's hidden states (2, 77, D)."""
-        if HIDDEN not in self.tensors:
-            ids = self.tensor(TOKENS)[:2]
-            self.put("prompt_ids", ids)
-            encoder = self.text_encoder
-            self.put(HIDDEN, self.timed("text_encoder", lambda: encoder(ids)[0]))
-        return HIDDEN
+        ids, encoder = self.tensor(self.prompt_ids()), self.text_encoder
+        return self._once("last_hidden_state", lambda: self.timed("text_encoder", lambda: encoder(ids)[0]))
+
+    def guidance_embedding(self, rows: int) -> str:
+        """What a latent consistency model's UNet gets of the guidance scale (rows, G)."""
+        scales = torch.full((rows,), self.probe.guidance_scale - 1)
+        width = self.unet.config.time_cond_proj_dim
+        return self.put("timestep_cond", self.pipeline.get_guidance_scale_embedding(scales, embedding_dim=width))
+
+    def sample_picture(self) -> str:
+        """(1, 3, H, W): a picture that all networks are tried on, in the size of the probe."""
+        return self._once("sample_picture", lambda: sample_picture(self.probe.height, self.probe.width))
+
+    def square_picture(self, side: int) -> torch.Tensor:
+        """(1, 3, side, side): the same picture in another size."""
+        return torch.from_numpy(sample_picture(side, side))
+
+    def posterior(self) -> str:
+        """Mean and log variance (1, 2 C, h, w) that the VAE makes of the sample picture."""
+        picture, vae = self.tensor(self.sample_picture()), self.vae
+        return self._once(
+            "posterior", lambda: self.timed("vae_encoder", lambda: vae.encode(picture).latent_dist).parameters
+        )
+
+    def posterior_mean(self) -> torch.Tensor:
+        """(1, C, h, w), unscaled."""
+        return self.tensor(self.posterior()).chunk(2, dim=1)[0]
 
     def clean_latents(self) -> torch.Tensor:
-        """(1, C, h, w): what the VAE makes of the sample picture, scaled as the UNet sees latents."""
-        if "posterior" not in self.tensors:
-            picture = self.tensor(self.put("sample_picture", sample_picture(self.probe.height, self.probe.width)))
-            vae = self.vae
-            posterior = self.timed("vae_encoder", lambda: vae.encode(picture).latent_dist)
-            self.put("posterior", posterior.parameters)
-        mean: torch.Tensor = self.tensor("posterior").chunk(2, dim=1)[0]
-        return mean * float(self.vae.config.scaling_factor)
+        """(1, C, h, w): the posterior's mean, scaled as the UNet sees latents."""
+        return self.posterior_mean() * float(self.vae.config.scaling_factor)
 
-    def add_text_encoder(self) -> None:
-        hidden = self.hidden_states()
-        self.cases.append(Case("text_encoder", "hidden states", {"input_ids": "prompt_ids"}, HIDDEN, hidden))
-
-    def add_unet(self) -> None:
-        """The UNet alone, on the sample picture's latents with ever less noise."""
+    def noisy_latents(self, timestep: int) -> torch.Tensor:
+        """(1, C, h, w): the clean latents with the noise of a training timestep."""
         from diffusers import DDPMScheduler
 
         training = DDPMScheduler.from_config(self.scheduler.config)
-        shared = {"encoder_hidden_states": self.hidden_states()}
-        condition: dict[str, torch.Tensor] = {}
-        if (width := self.unet.config.time_cond_proj_dim) is not None:
-            told = torch.full((2,), self.probe.guidance_scale - 1)
-            condition["timestep_cond"] = self.pipeline.get_guidance_scale_embedding(told, embedding_dim=width)
-            shared["timestep_cond"] = self.put("timestep_cond", condition["timestep_cond"])
-        for timestep in self.probe.timesteps:
-            noisy = training.add_noise(self.clean_latents(), self.tensor(NOISE), torch.tensor([timestep]))
-            sample = noisy.repeat(2, 1, 1, 1)
+        noisy: torch.Tensor = training.add_noise(self.clean_latents(), self.tensor(NOISE), torch.tensor([timestep]))
+        return noisy
 
-            def call(sample: torch.Tensor = sample, timestep: int = timestep) -> torch.Tensor:
-                output: torch.Tensor = self.unet(sample, timestep, self.tensor(HIDDEN), **condition)[0]
-                return output
-
-            own = {
-                "sample": self.put(f"unet.{timestep}.sample", sample),
-                "timestep": self.put(f"unet.{timestep}.timestep", np.array([timestep], np.float32)),
-            }
-            expected = self.put(f"unet.{timestep}.out_sample", self.timed("unet", call))
-            self.cases.append(Case("unet", f"timestep {timestep}", own | shared, "out_sample", expected))
-
-    def add_vae(self, components: Collection[str]) -> None:
-        """There and back again: the sample picture, encoded and decoded."""
-        self.clean_latents()
-        if "vae_encoder" in components:
-            feeds = {"sample": "sample_picture"}
-            self.cases.append(Case("vae_encoder", "sample picture", feeds, "latent_parameters", "posterior"))
-        if "vae_decoder" in components:
-            latents = self.tensor(self.put("latent_sample", self.tensor("posterior").chunk(2, dim=1)[0]))
-            decoded = self.timed("vae_decoder", lambda: self.vae.decode(latents).sample)
-            feeds, expected = {"latent_sample": "latent_sample"}, self.put("decoded", decoded)
-            self.cases.append(Case("vae_decoder", "sample picture", feeds, "sample", expected))
-
-    def add_extra(self, name: str) -> None:
-        """A network that diffusers' pipeline calls only sometimes, as it is traced: see `modules`."""
-        network = load(name, self.checkpoint)
-        (feed,) = network.signature.inputs
-        if name == TAESD:
-            source = self.put(f"{name}.{feed.name}", self.clean_latents())
-        else:
-            side = feed.ranges[-1][0]
-            source = self.put(f"{name}.{feed.name}", sample_picture(side, side))
-        outputs = self.timed(name, lambda: network.module(self.tensor(source)))
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        for spec, output in zip(network.signature.outputs, outputs, strict=True):
-            expected = self.put(f"{name}.out.{spec.name}", output)
-            self.cases.append(Case(name, spec.name.replace("_", " "), {feed.name: source}, spec.name, expected))
+    def _once(self, name: str, make: Callable[[], Any]) -> str:
+        """The tensor `name`, made when first asked for."""
+        return name if name in self.tensors else self.put(name, make())
 
     def add_picture(self) -> None:
         """The whole pipeline, with the latents after each step as the UNet meets them next."""
@@ -249,7 +237,7 @@ class _TorchSide:
             return {}
 
         probe, generator = self.probe, self._generator()
-        if hasattr(self.pipeline.scheduler, "noise_sampler"):  # a Brownian tree; both sides draw from the seed instead
+        if hasattr(self.pipeline.scheduler, "noise_sampler"):  # a Brownian tree: both sides draw from the seed instead
             self.pipeline.scheduler.noise_sampler = lambda *_: torch.randn(self.shape, generator=generator)
         images = self.timed(
             "picture",

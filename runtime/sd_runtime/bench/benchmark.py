@@ -1,46 +1,44 @@
-"""The whole benchmark, in an order that spoils nothing: new processes first, while this one is still small."""
+"""What to measure, and the measuring: new processes come first, while this one is still small."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..bundle.bundle import Bundle
 from ..errors import UsageError
 from ..pipeline import Pipeline
 from ..request import Request
-from . import comparison
-from .comparison import Compared, compared
 from .distribution import Distribution
 from .load import Arrivals, LoadPoint, due_times, measure_load
-from .machine import describe_machine, versions
-from .processes import Cost, GpuMemory, peak_megabytes, run
-from .stages import Batch, Calls, measure_batches, measure_stages, open_timed, time_picture, varied
+from .machine import describe_machine
+from .processes import Cost, GpuMemory, cold_command, peak_megabytes, run
+from .stage_times import Batch, measure_batches, measure_stages, open_timed, time_picture, varied
 
-SETTLE = 0.3  # seconds after which threads of torch that wait for work no longer spin
-SD_RUN = "import sys; from sd_runtime.cli.run import main; sys.exit(main())"
+MAX_RATE, MAX_DURATION = 1e4, 1e5  # requests a second, seconds: far beyond any machine, and still a short list
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to measure.
+class Benchmark:
+    """What to measure.  UsageError, under the field's name: a value out of its range.
 
-    request   what is drawn          device   auto, cpu or cuda
-    rounds    measured pictures      warmup   pictures before them
-    cold      new processes to start (0: none)
-    batches   pictures drawn together, for each of which images a second are measured
-    rates     requests a second, for each of which `duration` seconds of `arrivals` are served
-    peer      what diffusers loads to be measured beside; None: nothing
+    request    the picture
+    device     auto, cpu or cuda
+    backends   what runs the networks, in order of preference; None: the usual ones
+    rounds     measured pictures, at least 1
+    warmup     pictures drawn before them, at least 0
+    cold       new processes, at least 0
+    batches    batch sizes, each at least 1, whose pictures a second are measured
+    rates      requests a second, above 0, whose latency is measured, each for `duration` seconds
+    arrivals   of those requests: random (poisson) or evenly spaced (fixed)
     """
 
     request: Request
     device: str = "auto"
+    backends: tuple[str, ...] | None = None
     rounds: int = 10
     warmup: int = 2
     cold: int = 3
@@ -48,33 +46,38 @@ class Plan:
     rates: tuple[float, ...] = ()
     duration: float = 30.0
     arrivals: Arrivals = "poisson"
-    peer: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.warmup < 0 or self.cold < 0:
-            got = f"{self.rounds} rounds, {self.warmup} warm-up, {self.cold} cold"
-            raise UsageError("rounds", got=got, accepted="1 or more, 0 or more, 0 or more")
+        for name, least in (("rounds", 1), ("warmup", 0), ("cold", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(name, got=getattr(self, name), accepted=f"{least} or more")
         if any(size < 1 for size in self.batches):
-            raise UsageError("batches", got=self.batches, accepted="sizes from 1")
-        if any(not 0 < rate < 1e4 for rate in self.rates) or not 0 < self.duration < 1e5:
-            raise UsageError("requests-per-second and duration", got=(self.rates, self.duration), accepted="above 0")
+            raise UsageError("batches", got=_listed(self.batches), accepted="sizes from 1")
+        if any(not 0 < rate <= MAX_RATE for rate in self.rates):
+            raise UsageError("rates", got=_listed(self.rates), accepted=f"numbers above 0, to {MAX_RATE:g}")
+        if not 0 < self.duration <= MAX_DURATION:
+            raise UsageError("duration", got=self.duration, accepted=f"seconds above 0, to {MAX_DURATION:g}")
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured; seconds and megabytes (10⁶ bytes) throughout.
+    """The measurements, in seconds and megabytes (10⁶ bytes).
 
-    cold         new processes from their start to a picture on disk
-    load         of the networks, in this process
+    device       cpu or cuda, whichever was used
+    load         loading the networks, in this process
     first_image  the first picture after that
-    memory       the most that this process had resident, peer's not included
-    gpu_memory   the most that the GPU had in use more than before; None: it was not used
-    likeness     PSNR of both sides' pictures in dB; None: no peer, or they are equal
+    memory       the peak resident memory of this process
+    gpu_memory   the peak of the GPU's used memory above what was used before; None: the GPU was not used
+    cold         new processes, from their start to a picture on disk
     """
 
     bundle: str
     machine: dict[str, str]
-    plan: Plan
+    benchmark: Benchmark
     device: str
     load: float
     first_image: float
@@ -83,42 +86,33 @@ class Results:
     batches: tuple[Batch, ...]
     memory: float
     gpu_memory: float | None
-    cold: tuple[Cost, ...] = ()
-    loads: tuple[LoadPoint, ...] = ()
-    peer: tuple[Compared, ...] = ()
-    likeness: float | None = None
-    peer_libraries: dict[str, str] = field(default_factory=dict)
+    cold: tuple[Cost, ...]
+    loads: tuple[LoadPoint, ...]
 
 
-def measure(bundle: Bundle, plan: Plan, note: Callable[[str], None] = lambda text: None) -> Results:
-    """Measure everything that `plan` asks for; `note` is told what begins."""
-    settings = None
-    if plan.peer is not None:
-        comparison.require_peer()
-        settings = comparison.peer_settings(plan.request, plan.peer, bundle.manifest, plan.device)
-    note("new processes")
-    with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = _cold(bundle, plan, settings, Path(folder))
-        likeness = _likeness(Path(folder, "ours.png"), Path(folder, "peer.png")) if theirs else None
-    note("loading")
+def measure(bundle: Bundle, benchmark: Benchmark, note: Callable[[str], None] = lambda text: None) -> Results:
+    """Measure all of `benchmark`; `note` is told what begins."""
+    request = benchmark.request
+    cold = _cold(bundle, benchmark, note)
+    note("load the networks and draw a first picture")
     with GpuMemory() as gpu:
         started = time.perf_counter()
-        pipeline, calls = open_timed(bundle, plan.device)
+        pipeline, calls = open_timed(bundle, benchmark.device, benchmark.backends)
         loaded = time.perf_counter()
         with pipeline:
-            pipeline.check(plan.request)
-            first = sum(time_picture(pipeline, calls, plan.request)["picture"])
-            note(f"{plan.rounds} pictures")
-            stages = measure_stages(pipeline, calls, plan.request, rounds=plan.rounds, warmup=plan.warmup)
-            note("batches")
-            batches = measure_batches(pipeline, plan.request, plan.batches, rounds=max(plan.rounds // 3, 1))
-            loads = tuple(_load(pipeline, plan, rate, note) for rate in plan.rates)
-            peer = _warm(pipeline, calls, plan, settings, note) if settings is not None else ()
+            pipeline.check(request)
+            first = sum(time_picture(pipeline, calls, request)["picture"])
+            note(f"draw {benchmark.warmup} + {benchmark.rounds} pictures one by one")
+            stages = measure_stages(pipeline, calls, request, rounds=benchmark.rounds, warmup=benchmark.warmup)
+            if benchmark.batches:
+                note(f"draw batches of {_listed(benchmark.batches)} pictures")
+            batches = measure_batches(pipeline, request, benchmark.batches, rounds=max(benchmark.rounds // 3, 1))
+            loads = tuple(_load(pipeline, benchmark, rate, note) for rate in benchmark.rates)
         memory = peak_megabytes()
     return Results(
         bundle=str(bundle.root),
         machine=describe_machine(),
-        plan=plan,
+        benchmark=benchmark,
         device="cpu" if pipeline.engines.on_cpu else "cuda",
         load=loaded - started,
         first_image=first,
@@ -127,93 +121,23 @@ def measure(bundle: Bundle, plan: Plan, note: Callable[[str], None] = lambda tex
         batches=tuple(batches),
         memory=memory,
         gpu_memory=None if pipeline.engines.on_cpu else gpu.peak,
-        cold=tuple(ours),
+        cold=tuple(cold),
         loads=loads,
-        peer=(*_cold_rows(ours, theirs), *peer),
-        likeness=likeness,
-        peer_libraries=versions(comparison.LIBRARIES) if settings is not None else {},
     )
 
 
-def _cold(bundle: Bundle, plan: Plan, settings: dict[str, Any] | None, folder: Path) -> tuple[list[Cost], list[Cost]]:
-    """New processes of both sides in turns; the first of each only warms the page cache up."""
-    ours, theirs = [], []
-    for _ in range(plan.cold + 1 if plan.cold else 0):
-        ours.append(run(cold_command(bundle, plan, folder / "ours.png")))
-        if settings is not None:
-            theirs.append(comparison.cold_peer(settings, folder / "peer.png"))
-    return ours[1:], theirs[1:]
-
-
-def cold_command(bundle: Bundle, plan: Plan, picture: Path) -> list[object]:
-    """sd-run, as a user starts it."""
-    request = plan.request
-    flags: dict[str, object] = {
-        "--model": bundle.root,
-        "--negative-prompt": request.negative_prompts[0],
-        "--seed": request.seeds[0],
-        "--steps": request.num_inference_steps,
-        "--guidance-scale": request.guidance_scale,
-        "--height": request.height,
-        "--width": request.width,
-        "--device": plan.device,
-        "--output": picture,
-    }
-    if request.scheduler is not None:
-        flags["--scheduler"] = request.scheduler
-    words = [word for flag in flags.items() for word in flag]
-    return [sys.executable, "-c", SD_RUN, request.prompts[0], *words, "--overwrite", "--quiet", "--no-safety-checker"]
-
-
-def _cold_rows(ours: list[Cost], theirs: list[Cost]) -> list[Compared]:
-    if not theirs:
+def _cold(bundle: Bundle, benchmark: Benchmark, note: Callable[[str], None]) -> list[Cost]:
+    """New processes; one more than is asked for, since the first brings the files into the page cache."""
+    if not benchmark.cold:
         return []
-    return [
-        compared("cold start", "s", [cost.seconds for cost in ours], [cost.seconds for cost in theirs]),
-        compared("peak memory", "MB", [cost.megabytes for cost in ours], [cost.megabytes for cost in theirs]),
-    ]
+    note(f"start sd-run 1 + {benchmark.cold} times")
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "picture.png")
+        command = cold_command(bundle.root, benchmark.request, picture, benchmark.device, benchmark.backends)
+        return [run(command) for _ in range(benchmark.cold + 1)][1:]
 
 
-def _warm(
-    pipeline: Pipeline,
-    calls: Calls,
-    plan: Plan,
-    settings: dict[str, Any],
-    note: Callable[[str], None],
-) -> list[Compared]:
-    """Pictures and steps of both sides, in turns."""
-    note("diffusers")
-    pictures, steps = ([], []), ([], [])  # type: tuple[list[float], list[float]], tuple[list[float], list[float]]
-    with ExitStack() as stack:
-        draw = stack.enter_context(comparison.warm_peer(settings))
-        for number in range(plan.rounds + 1):
-            request = varied(plan.request, number)
-            time.sleep(SETTLE)
-            ours = time_picture(pipeline, calls, request)
-            theirs = draw(request.prompts[0], request.seeds[0])
-            if number == 0:
-                continue
-            spans = [a + b for a, b in zip(ours["unet"], ours["host"], strict=True)] if ours["host"] else ours["unet"]
-            pictures[0].append(ours["picture"][0] - ours["png"][0])
-            pictures[1].append(theirs["picture"])
-            steps[0].extend(spans[1:] or spans)
-            steps[1].extend(theirs["steps"])
-    rows = [compared("picture", "s", *pictures)]
-    return [*rows, compared("step", "s", *steps)] if steps[1] else rows
-
-
-def _load(pipeline: Pipeline, plan: Plan, rate: float, note: Callable[[str], None]) -> LoadPoint:
-    note(f"{rate:g} requests a second")
-    due = due_times(rate, plan.duration, plan.arrivals)
-    return measure_load(due, rate, lambda number: pipeline.start(varied(plan.request, number)).result().images)
-
-
-def _likeness(one: Path, other: Path) -> float | None:
-    """PSNR of two pictures in dB; None where they are equal to the last bit."""
-    import numpy as np
-
-    from ..images.convert import open_picture
-
-    a, b = (np.asarray(open_picture(path), np.float64) for path in (one, other))
-    error = float(((a - b) ** 2).mean())
-    return float(10 * np.log10(255**2 / error)) if error else None
+def _load(pipeline: Pipeline, benchmark: Benchmark, rate: float, note: Callable[[str], None]) -> LoadPoint:
+    note(f"serve {rate:g} requests a second for {benchmark.duration:g} s")
+    due = due_times(rate, benchmark.duration, benchmark.arrivals)
+    return measure_load(due, rate, lambda number: pipeline.start(varied(benchmark.request, number)).result().images)

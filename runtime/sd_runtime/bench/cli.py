@@ -1,29 +1,43 @@
-"""sd-bench: flags → Plan → measure → table, JSON, plot."""
+"""sd-bench: flags → Benchmark → measure → table, JSON, plots."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..cli.arguments import ArgumentParser
-from ..cli.console import run_parsed
+from ..cli.console import run_parsed, tell
+from ..cli.flags import add_fields
 from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..bundle.bundle import Bundle
-    from .benchmark import Plan
+    from ..request import Request
+    from .benchmark import Benchmark
 
-PROMPT = "a large yellow star on a blue background"
+PROMPT, SEED = "a large yellow star on a blue background", 1
+PICTURE = ("negative_prompt", "num_inference_steps", "guidance_scale", "width", "height", "scheduler")
+NAMES = {  # what the flags of this command set, where it is called otherwise
+    "rounds": "--rounds",
+    "warmup": "--warmup",
+    "cold": "--cold",
+    "batches": "--batches",
+    "rates": "--requests-per-second",
+    "duration": "--duration",
+    "json": "--json",
+    "plot": "--plot",
+}
 EPILOG = """examples:
   sd-bench demo
-  sd-bench bundles/demo --against diffusers --json bench.json --plot bench.svg
+  sd-bench bundles/demo --json bench.json --plot bench.svg
   sd-bench demo --requests-per-second 0.5 1 2 4 --duration 60
 
-Ratios are the peer's median by ours: above 1, ours is the better.  Latencies count from when a request was due.
+Of each stage the table shows the median (p50) and the times that 90, 95 and 99 % of the samples stay within.  Latencies
+count from when a request was due, so they include waiting.  Other programs on the machine disturb all of it.
 """
 
 
@@ -32,41 +46,44 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="a bundle's folder, or the name of an exported model")
     add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
-    add("--against", choices=("diffusers",), help="measure this, too, in the same run (needs it installed)")
-    add("--checkpoint", metavar="MODEL", help="what it loads (default: what the bundle was made from)")
+    backends = "what runs the networks, in order of preference (default: tensorrt, onnxruntime)"
+    add("--backend", metavar="A,B", help=backends)
     add("--rounds", type=int, default=10, metavar="N", help="measured pictures (default: 10)")
-    add("--warmup", type=int, default=2, metavar="N", help="pictures drawn before (default: 2)")
-    add("--cold", type=int, default=3, metavar="N", help="new processes to start; 0: none (default: 3)")
-    add("--batches", default="1,2,4", metavar="A,B", help="pictures drawn together (default: 1,2,4)")
-    add("--requests-per-second", type=float, nargs="+", default=[], metavar="R", help="latency at these rates")
-    add("--duration", type=float, default=30.0, metavar="SECONDS", help="of each rate (default: 30)")
-    add("--arrivals", default="poisson", choices=("poisson", "fixed"), help="of requests (default: poisson)")
-    add("--json", type=Path, metavar="FILE", help="write every number")
-    add("--plot", type=Path, metavar="FILE", help="write plots, .svg")
+    add("--warmup", type=int, default=2, metavar="N", help="pictures drawn before those (default: 2)")
+    add("--cold", type=int, default=3, metavar="N", help="measured new processes of sd-run; 0: none (default: 3)")
+    add("--batches", default="1,2,4", metavar="A,B", help="sizes of batches to measure (default: 1,2,4)")
+    rates = "measure latency while requests arrive at each of these rates (default: none)"
+    add("--requests-per-second", type=float, nargs="+", default=[], metavar="R", help=rates)
+    add("--duration", type=float, default=30.0, metavar="SECONDS", help="how long at each rate (default: 30)")
+    arrivals = "how requests arrive: at random, or evenly spaced (default: poisson)"
+    add("--arrivals", default="poisson", choices=("poisson", "fixed"), help=arrivals)
+    add("--json", type=Path, metavar="FILE", help="write every number to a JSON file")
+    add("--plot", type=Path, metavar="FILE", help="write plots to an SVG file")
     add("--quiet", action="store_true", help="print only errors")
-    picture = parser.add_argument_group("what is drawn (default: the bundle's settings)")
-    picture.add_argument("--prompt", default=PROMPT, metavar="TEXT")
-    picture.add_argument("--seed", type=int, default=1, metavar="N")
-    picture.add_argument("--steps", dest="num_inference_steps", type=int, metavar="N")
-    picture.add_argument("--guidance-scale", type=float, metavar="X")
-    picture.add_argument("--width", type=int, metavar="PIXELS")
-    picture.add_argument("--height", type=int, metavar="PIXELS")
-    picture.add_argument("--scheduler", metavar="NAME", help="see sd-run --list-schedulers")
+    add_picture(parser)
     return parser
 
 
+def add_picture(parser: ArgumentParser) -> None:
+    """The flags that `picture` reads."""
+    add = parser.add_argument_group("what to draw").add_argument
+    add("--prompt", default=PROMPT, metavar="TEXT", help=f"what to draw (default: {PROMPT})")
+    add("--seed", type=int, default=SEED, metavar="N", help=f"picture i uses seed + i (default: {SEED})")
+    add_fields(add, PICTURE)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_parsed("sd-bench", build_parser, _run, argv)
+    return run_parsed("sd-bench", build_parser, _run, argv, NAMES)
 
 
 def _run(args: argparse.Namespace) -> None:
-    _check_outputs(args)
+    check_outputs(args)
     from ..bundle.bundle import Bundle, find_bundle
-    from ..cli.reports import write_report
+    from ..cli.report_files import write_report
     from .benchmark import measure
 
     bundle = Bundle.open(find_bundle(args.bundle))
-    results = measure(bundle, _plan(args, bundle), lambda text: _note(args, text))
+    results = measure(bundle, _benchmark(args, bundle), notes("sd-bench", args))
     from . import report
 
     if not args.quiet:
@@ -77,9 +94,9 @@ def _run(args: argparse.Namespace) -> None:
         write_report(args.plot, report.plot(results))
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Before minutes are spent: that the files can be written."""
-    from ..cli.reports import check_report
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise, before minutes of measuring, what writing --json and --plot would."""
+    from ..cli.report_files import check_report
 
     for path in (args.json, args.plot):
         if path is not None:
@@ -88,24 +105,21 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise UsageError("plot", got=str(args.plot), accepted="a name that ends in .svg")
 
 
-def _plan(args: argparse.Namespace, bundle: Bundle) -> Plan:
+def picture(args: argparse.Namespace, bundle: Bundle) -> Request:
+    """The request that the flags of `add_picture` describe; the rest is the bundle's own."""
     from ..request import make_request
-    from .benchmark import Plan
-    from .comparison import find_checkpoint
 
-    request = make_request(
-        bundle.manifest.defaults,
-        args.prompt,
-        seed=args.seed,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        width=args.width,
-        height=args.height,
-        scheduler=args.scheduler,
-    )
-    return Plan(
-        request,
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("seed", *PICTURE)}
+    return make_request(bundle.manifest.defaults, args.prompt, **options)
+
+
+def _benchmark(args: argparse.Namespace, bundle: Bundle) -> Benchmark:
+    from .benchmark import Benchmark
+
+    return Benchmark(
+        picture(args, bundle),
         device=args.device,
+        backends=None if args.backend is None else tuple(args.backend.split(",")),
         rounds=args.rounds,
         warmup=args.warmup,
         cold=args.cold,
@@ -113,7 +127,6 @@ def _plan(args: argparse.Namespace, bundle: Bundle) -> Plan:
         rates=tuple(args.requests_per_second),
         duration=args.duration,
         arrivals=args.arrivals,
-        peer=find_checkpoint(args.checkpoint, bundle.manifest) if args.against is not None else None,
     )
 
 
@@ -124,7 +137,11 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise UsageError("batches", got=text, accepted="numbers such as 1,2,4") from error
 
 
-def _note(args: argparse.Namespace, text: str) -> None:
-    """On a terminal, what is being measured."""
-    if not args.quiet and sys.stderr.isatty():
-        print(f"sd-bench: {text}", file=sys.stderr)
+def notes(program: str, args: argparse.Namespace) -> Callable[[str], None]:
+    """A function that tells someone who waits at a terminal what is being measured."""
+
+    def note(text: str) -> None:
+        if not args.quiet and sys.stderr.isatty():
+            tell(f"{program}: {text}")
+
+    return note

@@ -1,4 +1,4 @@
-"""Many measurements of one quantity, by percentile."""
+"""Percentiles of many measurements of one quantity."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Latency under an open load: requests come when they come, whether or not the last one is done.
+"""Latency under an open load: requests arrive at a given rate, whether or not the last one is done.
 
-A closed loop, which asks again when it was answered, never sees a queue and flatters a slow server; here every latency
-counts from the moment that the request was due (Tene, How NOT to Measure Latency: coordinated omission).
+A closed loop sends the next request after the last answer, so it never sees a queue and flatters a slow server.  Here
+every latency counts from the moment that the request was due (Tene, How NOT to Measure Latency: coordinated omission).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Literal
 from .distribution import Distribution
 
 Arrivals = Literal["poisson", "fixed"]
-PATIENCE = 3.0  # a load that takes this many times as long as it should is given up
+PATIENCE = 3.0  # a load is given up after this many times its duration
 
 
 @dataclass(frozen=True)
 class LoadPoint:
-    """What one rate of requests came to.
+    """One rate of requests and how they were served.
 
-    offered, served  requests a second: what was sent, and what was answered
-    requests         how many were sent; `unserved` of them were given up
-    busy             share of the time in which a picture was drawn
+    offered, served  requests a second that were due, and that were answered
+    requests         the number of requests due; `unserved` of them were given up
+    busy             share of the time in which a picture was drawn, 0 … 1
     latency          seconds from when a request was due to its answer
     """
 
@@ -37,42 +37,35 @@ class LoadPoint:
     latency: Distribution
 
 
-def due_times(rate: float, duration: float, arrivals: Arrivals, seed: int = 0) -> list[float]:
-    """When requests are due, in seconds from the start: evenly, or as a Poisson process of that rate.
+def due_times(rate: float, duration: float, arrivals: Arrivals) -> list[float]:
+    """When requests are due, in seconds from the start: evenly spaced, or a Poisson process of that rate.
 
-    At least one; the draws depend on `seed` alone."""
+    There is at least one; the times of a Poisson process are the same in every run."""
     if arrivals == "fixed":
         return [i / rate for i in range(max(math.floor(rate * duration), 1))]
-    draw, times, now = random.Random(seed), [], 0.0
+    draw, times, now = random.Random(0), [], 0.0
     while (now := now + draw.expovariate(rate)) < duration:
         times.append(now)
     return times or [0.0]
 
 
-def measure_load(
-    due: Sequence[float],
-    rate: float,
-    serve: Callable[[int], object],
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], object] = time.sleep,
-) -> LoadPoint:
+def measure_load(due: Sequence[float], rate: float, serve: Callable[[int], object]) -> LoadPoint:
     """Serve requests one after another, none before it is due; `serve` is given the request's number."""
-    begun = clock()
+    begun = time.perf_counter()
     latencies: list[float] = []
     busy = 0.0
     for number, moment in enumerate(due):
-        now = clock() - begun
+        now = time.perf_counter() - begun
         if now > PATIENCE * due[-1] + moment and latencies:
             break
         if now < moment:
-            sleep(moment - now)
-        started = clock()
+            time.sleep(moment - now)
+        started = time.perf_counter()
         serve(number)
-        finished = clock()
+        finished = time.perf_counter()
         busy += finished - started
         latencies.append(finished - begun - moment)
-    total = clock() - begun
+    total = time.perf_counter() - begun
     return LoadPoint(
         rate, len(latencies) / total, len(due), len(due) - len(latencies), busy / total, Distribution.of(latencies)
     )

@@ -1,4 +1,5 @@
-"""What a measurement was made on.  Standard library only, so that a process which starts others stays small."""
+"""The machine and the libraries that were measured.  Standard library only, so that a process which starts others stays
+small."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ LIBRARIES = ("sd-lean", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy")
 
 
 def describe_machine() -> dict[str, str]:
-    """Processor, cores that this process may use, Python and the libraries' versions."""
+    """The processor, the cores that this process may use, and the versions of Python and the libraries."""
     return {
         "cpu": _processor(),
         "cores": str(physical_cores()),
@@ -21,7 +22,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    """Those of the libraries that are installed."""
+    """The versions of those libraries that are installed."""
     return {library: found for library in libraries if (found := _version(library)) is not None}
 
 
@@ -33,7 +34,7 @@ def _version(library: str) -> str | None:
 
 
 def physical_cores() -> int:
-    """The cores this process may use: ONNX Runtime takes as many threads by itself, torch is told to."""
+    """The cores that this process may use, which is how many threads ONNX Runtime starts by itself."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = {(block.get("physical id"), block.get("core id", block.get("processor"))) for block in _cpuinfo()}
     return min(len(cores) or allowed, allowed)

@@ -1,6 +1,6 @@
-"""Other processes and what they take: time from start to end, peak memory, the GPU's memory meanwhile.
+"""New processes: their time from start to end, their peak memory, and the GPU's memory meanwhile.
 
-Nothing heavy is imported here: a child's peak memory starts from that of the process which forked it.
+This module imports nothing heavy, for a child's peak memory starts from that of the process which forked it.
 """
 
 from __future__ import annotations
@@ -14,24 +14,46 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..cli.flags import flag
 from ..errors import SDError, one_line
+
+if TYPE_CHECKING:
+    from ..request import Request
 
 INTERVAL = 0.05  # seconds between two looks at the GPU's memory
 MEGABYTE = 1e6
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes; Linux counts in KiB
+SD_RUN = "import sys; from sd_runtime.cli.run import main; sys.exit(main())"
+FIELDS = ("num_inference_steps", "guidance_scale", "height", "width", "scheduler")  # of a request, told as flags
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: seconds, peak resident megabytes, and GPU megabytes more than before (None: no GPU)."""
+    """What a process took: seconds, peak resident megabytes, and peak GPU megabytes above what was used before (None:
+    there is no GPU)."""
 
     seconds: float
     megabytes: float
     gpu_megabytes: float | None = None
 
 
+def cold_command(
+    bundle: Path, request: Request, picture: Path, device: str, backends: Sequence[str] | None = None
+) -> list[object]:
+    """sd-run, as a user starts it, for the first picture of `request`."""
+    values = {name: getattr(request, name) for name in FIELDS}
+    values |= {"negative_prompt": request.negative_prompts[0], "seed": request.seeds[0], "bundle": bundle}
+    values |= {"device": device, "backends": backends and ",".join(backends), "output": picture}
+    words = [f"{flag(name)}={value}" for name, value in values.items() if value is not None]
+    switches = ["--overwrite", "--quiet", "--no-safety-checker"]
+    return [sys.executable, "-c", SD_RUN, *words, *switches, "--", request.prompts[0]]
+
+
 def run(command: Sequence[object], environment: Mapping[str, str] | None = None) -> Cost:
-    """Run a program to its end.  SDError with its last words if it fails."""
+    """Run a program to its end.  SDError with the last line of its output if it fails."""
     with tempfile.TemporaryFile() as output, GpuMemory() as gpu:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -44,22 +66,20 @@ def run(command: Sequence[object], environment: Mapping[str, str] | None = None)
             output.seek(0)
             last = output.read().decode(errors="replace").strip().splitlines()[-1:]
             raise SDError(f"{command[0]} ended with {process.returncode}: {one_line(' '.join(last), 300)}")
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return Cost(seconds, usage.ru_maxrss * unit / MEGABYTE, gpu.peak)
+    return Cost(seconds, usage.ru_maxrss * RSS_UNIT / MEGABYTE, gpu.peak)
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process had resident so far."""
+    """The peak resident memory of this process so far."""
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / MEGABYTE
 
 
 class GpuMemory:
-    """Watches the GPU's used memory through nvidia-smi while the block runs; where there is none, `peak` is None.
+    """Watches the used memory of all GPUs through nvidia-smi while the block runs; `peak` is None without nvidia-smi.
 
-    Memory of other programs on the same GPU counts if it changes meanwhile."""
+    What other programs allocate on the GPU meanwhile counts, too."""
 
     def __init__(self) -> None:
         self._command = shutil.which("nvidia-smi")
@@ -70,7 +90,7 @@ class GpuMemory:
 
     @property
     def peak(self) -> float | None:
-        """Megabytes above what was in use before."""
+        """Megabytes above what was used before."""
         return None if self._before is None else max(self._highest - self._before, 0.0)
 
     def __enter__(self) -> GpuMemory:

@@ -35,7 +35,7 @@ class Backend(Protocol):
         ...
 
     def precision(self, component: str) -> EnginePrecision | None:
-        """That it computes a component's plain graph in; None: it does not run it."""
+        """The precision in which a component's plain graph is computed; None: this backend does not run it."""
         ...
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class Engines:
         return self._backends
 
     def precision(self, name: str) -> EnginePrecision:
-        """That a component's plain graph is computed in here."""
+        """The precision in which a component's plain graph is computed here."""
         found = (backend.precision(name) for backend in self._backends)
         return next((precision for precision in found if precision is not None), self._bundle.manifest.precision)
 

@@ -24,11 +24,25 @@ def _onnxruntime(bundle: Bundle, machine: Machine) -> Backend:
     return open_onnxruntime(bundle, machine)
 
 
+def _openvino(bundle: Bundle, machine: Machine) -> Backend:
+    from .openvino_.backend import open_openvino
+
+    return open_openvino(bundle, machine)
+
+
+def _openvino_bf16(bundle: Bundle, machine: Machine) -> Backend:
+    from .openvino_.backend import open_openvino
+
+    return open_openvino(bundle, machine, bfloat16=True)
+
+
 Opener = Callable[[Bundle, Machine], Backend | None]  # None, said aloud: it cannot run this bundle on this machine
 
 BACKENDS: dict[str, Opener] = {
     "tensorrt": _tensorrt,
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "openvino-bf16": _openvino_bf16,
 }
 USUAL = ("tensorrt", "onnxruntime")  # in the order in which they are asked where nothing else is said
 

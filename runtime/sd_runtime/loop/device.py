@@ -59,7 +59,7 @@ class LoopShape:
 
     @property
     def form(self) -> str:
-        """Of the sampler step's graph."""
+        """The form of the sampler step's graph: guided, or plain."""
         return "plain" if self.rows == self.images else "guided"
 
 

@@ -26,7 +26,7 @@ class Posterior:
     deviation: Array
 
     def take(self, pictures: Sequence[int]) -> Posterior:
-        """That of some pictures, in this order; one may come several times."""
+        """The posterior of some pictures, in this order; a picture may come several times."""
         return Posterior(self.mean[list(pictures)], self.deviation[list(pictures)])
 
     def sample(self, noise: Array) -> Array:
@@ -69,7 +69,7 @@ class Decoded:
                 )
 
     def blacked_out(self, pictures: Sequence[bool]) -> Decoded:
-        """The same with those pictures black for which it is said."""
+        """The same pictures, black where `pictures` is true."""
         samples, black = self.samples.copy(), np.array(pictures)
         samples[black] = -1
         if self.pixels is None:

@@ -19,7 +19,7 @@ Keywords = Callable[["SchedulerConfig"], Mapping[str, Any]]
 
 
 def no_keywords(config: SchedulerConfig) -> Mapping[str, Any]:
-    """Of a step function that has no settings."""
+    """The keyword arguments of a step function that has no settings: none."""
     return {}
 
 

@@ -14,7 +14,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from sd_export.source import load_text_encoder, load_unet, load_vae, resolve_checkpoint
+from sd_export.networks.text_encoder import load_text_encoder
+from sd_export.networks.unet import load_unet
+from sd_export.networks.vae import load_vae
+from sd_export.source import resolve_checkpoint
 from sd_runtime.errors import ExportError, UsageError
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -130,7 +133,7 @@ def test_other_pipelines_are_refused_by_name(folder, fields, message) -> None:
     edit_json(folder / "model_index.json", **fields)
     with pytest.raises(ExportError, match=message) as caught:
         resolve_checkpoint(str(folder))
-    assert "accepted Stable Diffusion 1.x and 2.x" in str(caught.value)
+    assert "accepted text to image with Stable Diffusion 1.x, Stable Diffusion 2.x" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

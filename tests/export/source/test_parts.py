@@ -12,14 +12,10 @@ import tiny_checkpoints
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from sd_export.source import (
-    load_safety_checker,
-    load_taesd,
-    load_vae,
-    resolve_checkpoint,
-    with_taesd,
-    with_vae,
-)
+from sd_export.networks.safety_checker import load_safety_checker
+from sd_export.networks.taesd import load_taesd
+from sd_export.networks.vae import load_vae
+from sd_export.source import resolve_checkpoint, with_taesd, with_vae
 from sd_runtime.errors import ExportError, UsageError
 
 SAFETY_WEIGHTS = "safety_checker/model.safetensors"
@@ -146,7 +142,7 @@ def test_what_is_no_vae(folder: Path, tmp_path: Path, vae: tuple[Path, Autoencod
     with pytest.raises(ExportError, match=r"has no AutoencoderKL: accepted vae/config\.json or config\.json"):
         with_vae(checkpoint, str(tmp_path / "empty"))
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ExportError, match=r"has not the tensors of a Stable Diffusion 1\.x VAE"):
+    with pytest.raises(ExportError, match=r"does not have the tensors of a Stable Diffusion 1\.x VAE"):
         with_vae(checkpoint, str(tmp_path / "x.safetensors"))
     (tmp_path / "x.ckpt").write_bytes(b"pickle")
     with pytest.raises(ExportError, match=r"x\.ckpt is a pickle"):

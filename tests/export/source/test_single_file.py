@@ -12,7 +12,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from sd_export.source import load_text_encoder, load_unet, load_vae, resolve_checkpoint, with_vae
+from sd_export.networks.text_encoder import load_text_encoder
+from sd_export.networks.unet import load_unet
+from sd_export.networks.vae import load_vae
+from sd_export.source import resolve_checkpoint, with_vae
 from sd_export.source.single_file import infer_configs
 from sd_runtime.errors import ExportError
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -267,7 +270,10 @@ def forbid(event, args):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
         raise SystemExit(f"{{event}} {{args}}")
 sys.addaudithook(forbid)
-from sd_export.source import resolve_checkpoint, load_text_encoder, load_unet, load_vae
+from sd_export.networks.text_encoder import load_text_encoder
+from sd_export.networks.unet import load_unet
+from sd_export.networks.vae import load_vae
+from sd_export.source import resolve_checkpoint
 checkpoint = resolve_checkpoint({str(single_file)!r})
 for load in (load_text_encoder, load_unet, load_vae):
     load(checkpoint)

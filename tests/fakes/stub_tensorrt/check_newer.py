@@ -3,9 +3,9 @@
     python check_newer.py PARSER HEADERS BUNDLE [FORM ...]
 
 PARSER is a libnvonnxparser.so, of an installed TensorRT or made from the parser's sources, HEADERS folders, separated
-by colons, with TensorRT's headers of that version, the parser's and CUDA's.  FORM: trt (for 10.15 and later), trt-bf16,
-trt-basic (from 10.0 on); by default all.  For every graph: the parser takes it, and a strongly typed network has no
-objection to its layers.
+by colons, with TensorRT's headers of that version, the parser's and CUDA's.  FORM: trt-basic (from 10.0 on), trt-bf16
+(from 10.15 on); by default both.  For every graph: the parser takes it, and a strongly typed network has no objection
+to its layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from build import build_newer
 from check import parse
 
-FORMS = ("trt", "trt-bf16", "trt-basic")
+FORMS = ("trt-basic", "trt-bf16")
 
 
 def main(parser: str, headers: str, bundle: str, *forms: str) -> int:

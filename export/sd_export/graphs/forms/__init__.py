@@ -3,14 +3,14 @@
     plain        opset 23 as traced: Attention, GroupNormalization, Gelu …         ONNX Runtime, OpenVINO
     cpu          MultiHeadAttention, InstanceNormalization                         ONNX Runtime's CPU provider
     cuda         fused operators of ONNX Runtime, channels last                    ONNX Runtime's CUDA provider
-    trt          as traced, but attention wider than its kernels taken apart       TensorRT 10.15 and later
-    trt-bf16     the same in bfloat16, over float32 weights                        TensorRT 10.15 and later
-    trt-basic    opset 20: no Attention, InstanceNormalization for groups          TensorRT 10.0 to 10.14
-    trt-legacy   opset 17: neither, nor LayerNormalization nor Gelu                TensorRT 8.5 and 8.6
+    trt-basic    opset 20: attention taken apart, InstanceNormalization for groups TensorRT 10 and later, and for RTX
+    trt-bf16     the same in bfloat16, over float32 weights, GroupNormalization    TensorRT 10.15 and later, and for RTX
+    trt-legacy   opset 17: nor LayerNormalization nor Gelu                         TensorRT 8.5 and 8.6
 
-TensorRT parses Attention from 10.14 on.  GroupNormalization as of opset 21, with a scale for each channel, it takes
-apart before 10.15 and has a layer for from then on (addNormalizationV2).  Every graph is small; its weights are
-references into the component's one weights file.
+TensorRT fuses attention that is taken apart, its softmax in float32, wherever it has a kernel for it, and makes the
+same engine of either operator for groups; its Attention operator, from 10.14 on, saves nothing and costs some layers.
+The operators of opset 20 know no bfloat16.  Every graph is small; its weights are references into the component's one
+weights file.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from .cuda import MICROSOFT, to_cuda
 from .editor import Editor
 from .embeds import text_embeds
 from .legacy import IR_VERSION, OPSET, to_legacy
-from .normalisation import group_norm_by_instance_norm
+from .normalisation import group_norm_by_instance_norm, group_norm_by_means, small_activated_groups
+from .products import stack_products
+from .tokens import project_tokens, tokens_first
 
 __all__ = ["FORMS", "Form", "rewrite", "text_embeds", "write_forms"]
 
-WIDEST_FUSED_HEAD = 256  # TensorRT has no fused attention for wider heads; the VAE's single head is 512
 UNUSED = ("pooler_output",)  # pictures do not need it, and it has operators that GPUs lack
 
 
@@ -58,19 +59,22 @@ def _to_cuda(editor: Editor) -> None:
 
 
 def _to_tensorrt(editor: Editor) -> None:
-    _drop_unused(editor)
-    decompose_attention(editor, above=WIDEST_FUSED_HEAD)
+    _fewer_launches(editor)
+    group_norm_by_instance_norm(editor)
 
 
 def _to_bfloat16_tensorrt(editor: Editor) -> None:
     to_bfloat16(editor.model)
-    _to_tensorrt(editor)
+    _fewer_launches(editor)
 
 
-def _to_basic_tensorrt(editor: Editor) -> None:
+def _fewer_launches(editor: Editor) -> None:
     _drop_unused(editor)
-    decompose_attention(editor)
-    group_norm_by_instance_norm(editor)
+    group_norm_by_means(editor, small_activated_groups(editor))
+    project_tokens(editor)
+    tokens_first(editor)
+    stack_products(editor)
+    decompose_attention(editor, softmax=ir.DataType.FLOAT)
 
 
 def _to_legacy_tensorrt(editor: Editor) -> None:
@@ -87,9 +91,8 @@ def _drop_unused(editor: Editor) -> None:
 FORMS: Mapping[str, Form] = {
     "cpu": Form(_to_cpu, precisions=("fp32",)),  # the CPU provider has no float16 kernels
     "cuda": Form(_to_cuda),
-    "trt": Form(_to_tensorrt),
+    "trt-basic": Form(_to_tensorrt, opset=20),
     "trt-bf16": Form(_to_bfloat16_tensorrt, precisions=("fp32",)),
-    "trt-basic": Form(_to_basic_tensorrt, opset=20),
     "trt-legacy": Form(_to_legacy_tensorrt, opset=OPSET, ir_version=IR_VERSION),
 }
 

@@ -10,27 +10,24 @@ import numpy as np
 import onnx_ir as ir
 from sd_runtime.errors import ExportError
 
-from .editor import NUMPY, Editor, attribute, dtype_of, needed, only_user, producer, static
-
-SPLIT_HEADS = [0, 2, 1, 3]  # (B, S, heads, D) ↔ (B, heads, S, D)
+from .editor import NUMPY, Editor, attribute, cast, dtype_of, needed, only_user, producer, static
 
 
-def decompose_attention(editor: Editor, *, above: int = 0) -> None:
-    """softmax(Q Kᵀ · scale + mask) V in single operators, for heads wider than `above`.
+def decompose_attention(editor: Editor, *, softmax: ir.DataType | None = None) -> None:
+    """softmax(Q Kᵀ · scale + mask) V in single operators, the softmax in the type `softmax`; None is the graph's own.
 
-    The scale is applied to Q, the smaller side, and K is transposed once, straight from (B, S, heads, D): engine
-    builders recognise this form and fuse it again where they can."""
+    The scale is applied to Q, the smaller side, and K is transposed once, straight from its heads: engine builders
+    recognise this form and fuse it again where they can.  With a float32 softmax they do so as well, and what they
+    compute in float32 between the products of a fused attention they then compute in an unfused one, too."""
     for node in editor.nodes("Attention"):
         query, key, value = (needed(v) for v in node.inputs[:3])
-        width = static(query, 3)
-        if width <= above:
-            continue
         editor.before(node)
         scaled = editor.add("Mul", [query, editor.scalar(scale_of(node), query)], "scaled", like=query)
-        scores = _scores(editor, scaled, key)
+        scores = cast(editor, _scores(editor, scaled, key), softmax or dtype_of(query), "scores/wide")
         if (mask := mask_of(node)) is not None:
             scores = editor.add("Where", [mask, scores, _minus_infinity(editor, scores)], "masked", like=scores)
         weights = editor.add("Softmax", [scores], "softmax", like=scores, axis=-1)
+        weights = cast(editor, weights, dtype_of(query), "softmax/narrow")
         result = editor.add("MatMul", [weights, value], "result", like=node.outputs[0])
         editor.replace(node.outputs[0], result)
     editor.finish()
@@ -42,8 +39,8 @@ def use_multi_head_attention(editor: Editor) -> None:
     Q, K and V are three inputs: its flash and cuDNN kernels read them in place as they are, but unpack a packed QKV
     first, which costs what splitting it does."""
     for node in editor.nodes("Attention"):
-        sources = [_before_heads(needed(v)) for v in node.inputs[:3]]
-        merged = _after_heads(node.outputs[0])
+        sources = [before_heads(needed(v)) for v in node.inputs[:3]]
+        merged = after_heads(node.outputs[0])
         if merged is None or any(source is None for source in sources):
             continue
         query = needed(node.inputs[0])
@@ -83,12 +80,11 @@ def _scores(editor: Editor, scaled: ir.Value, key: ir.Value) -> ir.Value:
     """Q Kᵀ: (B, heads, S, L)."""
     assert scaled.shape is not None and key.shape is not None
     split = producer(key, "Transpose")
-    assert split is not None and list(attribute(split, "perm")) == SPLIT_HEADS
+    assert split is not None
     batch, heads, length, width = key.shape
-    source = [needed(split.inputs[0])]
-    transposed = editor.add(
-        "Transpose", source, "key", like=key, shape=[batch, heads, width, length], perm=[0, 2, 3, 1]
-    )
+    *outer, along, across = attribute(split, "perm")
+    source, shape = [needed(split.inputs[0])], [batch, heads, width, length]
+    transposed = editor.add("Transpose", source, "key", like=key, shape=shape, perm=[*outer, across, along])
     shape = [*scaled.shape[:3], length]
     return editor.add("MatMul", [scaled, transposed], "scores", like=scaled, shape=shape)
 
@@ -112,14 +108,14 @@ def _bias(editor: Editor, mask: ir.Value, query: ir.Value) -> ir.Value:
     )
 
 
-def _before_heads(value: ir.Value) -> ir.Value | None:
+def before_heads(value: ir.Value) -> ir.Value | None:
     """(B, S, heads · D) that `value` (B, heads, S, D) was split from."""
     transpose = producer(value, "Transpose")
     reshape = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
     return reshape.inputs[0] if reshape is not None else None
 
 
-def _after_heads(value: ir.Value) -> ir.Value | None:
+def after_heads(value: ir.Value) -> ir.Value | None:
     """(B, S, heads · D) that `value` (B, heads, S, D) is merged to."""
     transpose = only_user(value, "Transpose")
     reshape = only_user(transpose.outputs[0], "Reshape") if transpose is not None else None

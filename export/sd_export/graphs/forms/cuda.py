@@ -22,7 +22,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .attention import use_multi_head_attention
-from .editor import Editor, attribute, dtype_of, needed, only_user, other_output, producer, static
+from .editor import Editor, attribute, cast, dtype_of, needed, only_user, other_output, producer, static
 from .products import merge_products
 
 MICROSOFT = "com.microsoft"
@@ -106,7 +106,7 @@ def _group_norm(editor: Editor) -> None:
         result, activation = _with_silu(node.outputs[0])
         editor.before(node)
         scale = zip(node.inputs[1:], ("gamma", "beta"), strict=True)
-        gamma, beta = (_cast(editor, needed(value), WIDE, name) for value, name in scale)
+        gamma, beta = (cast(editor, needed(value), WIDE, name) for value, name in scale)
         options = {"groups": groups, "epsilon": attribute(node, "epsilon"), "activation": activation}
         first, skip = _addends(source)
         if skip is None:
@@ -137,8 +137,8 @@ def _taken_bias(editor: Editor, *addends: ir.Value) -> ir.Value | None:
             convolution.resize_inputs(2)
     if len(taken) < 2:
         return taken[0] if taken else None
-    wide = [_cast(editor, value, WIDE, f"bias/{number}") for number, value in enumerate(taken)]
-    return _cast(editor, editor.add("Add", wide, "bias", like=wide[0]), dtype_of(taken[0]), "bias/narrow")
+    wide = [cast(editor, value, WIDE, f"bias/{number}") for number, value in enumerate(taken)]
+    return cast(editor, editor.add("Add", wide, "bias", like=wide[0]), dtype_of(taken[0]), "bias/narrow")
 
 
 def _convolution_bias_add(editor: Editor) -> None:
@@ -248,12 +248,6 @@ def _channels_first(editor: Editor, value: ir.Value, like: ir.Value, name: str) 
     batch, channels, length = like.shape
     flat = editor.add("Squeeze", [value, editor.integers(2)], f"{name}/nlc", like=like, shape=[batch, length, channels])
     return editor.add("Transpose", [flat], f"{name}/ncl", like=like, perm=[0, 2, 1])
-
-
-def _cast(editor: Editor, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
-    if value.dtype == dtype:
-        return value
-    return editor.add("Cast", [value], name, like=value, dtype=dtype, to=dtype.value)
 
 
 def _biased(value: ir.Value) -> tuple[ir.Value, ir.Value | None]:

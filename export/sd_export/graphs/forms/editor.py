@@ -114,6 +114,19 @@ def static(value: ir.Value, axis: int) -> int:
     return size
 
 
+def sizes(value: ir.Value) -> list[int | ir.SymbolicDim]:
+    """The shape as a list."""
+    assert value.shape is not None
+    return list(value.shape)
+
+
+def cast(editor: Editor, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    """`value` in the type `dtype`: itself if it is."""
+    if value.dtype == dtype:
+        return value
+    return editor.add("Cast", [value], name, like=value, dtype=dtype, to=dtype.value)
+
+
 def only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     """The node that reads `value`, if it is the only one, of this operator, and `value` is not a result."""
     users = [node for node, _ in value.uses()]

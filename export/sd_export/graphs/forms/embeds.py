@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from sd_runtime.errors import ExportError
 
-from ...networks.signature import Signature
+from ...signature import Signature
 from ..precision import cast
 
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # (vocabulary, D): the table of input embeddings

@@ -12,7 +12,7 @@ import math
 
 import onnx_ir as ir
 
-from ...tensorrt_.plan import FLOAT32
+from ..names import FLOAT32
 from .attention import decompose_attention
 from .editor import NUMPY, Editor, attribute, needed, set_attributes
 from .normalisation import group_norm_by_means, layer_norm_by_means
@@ -74,6 +74,11 @@ def _spell_as_before(editor: Editor, node: ir.Node) -> None:
         node.attributes.pop(name, None)
     if node.op_type == "Reshape":
         set_attributes(node, {"allowzero": 0})  # sizes of 0 do not occur
+    if node.op_type == "ReduceMean":
+        axes = needed(node.inputs[1]).const_value
+        assert axes is not None
+        set_attributes(node, {"axes": axes.numpy().tolist()})
+        node.resize_inputs(1)
     if node.op_type == "Squeeze" and len(node.inputs) == 1:
         node.resize_inputs(2)
         node.replace_input_with(1, editor.integers(0))  # torch squeezes sizes read from shapes: (1,) to ()

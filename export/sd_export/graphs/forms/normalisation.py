@@ -7,12 +7,17 @@ black.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import onnx_ir as ir
 
-from .editor import NUMPY, Editor, Shape, attribute, dtype_of, needed, static
+from .editor import NUMPY, Editor, Shape, attribute, dtype_of, needed, sizes, static
 
 FLOAT = ir.DataType.FLOAT
+TYPICAL = {"latent_height": 64, "latent_width": 64, "height": 512, "width": 512}  # sizes of axes that vary
+SMALL = 10240  # numbers in a group that TensorRT normalises by one kernel, between loading and storing them once
 
 
 def group_norm_by_instance_norm(editor: Editor) -> None:
@@ -31,15 +36,38 @@ def group_norm_by_instance_norm(editor: Editor) -> None:
     editor.finish()
 
 
-def group_norm_by_means(editor: Editor) -> None:
-    """Group normalisation in operators that every runtime has."""
-    for node in editor.nodes("GroupNormalization"):
+def group_norm_by_means(editor: Editor, nodes: Iterable[ir.Node] | None = None) -> None:
+    """Group normalisation in operators that every runtime has: all, or those of `nodes`."""
+    for node in editor.nodes("GroupNormalization") if nodes is None else nodes:
         editor.before(node)
         source = needed(node.inputs[0])
         grouped = _grouped(editor, source, int(attribute(node, "num_groups")))
         normal = _standardised(editor, grouped, float(attribute(node, "epsilon")))
         _scale_and_shift(editor, node, _as_before(editor, normal, source), per_channel=True)
     editor.finish()
+
+
+def small_activated_groups(editor: Editor) -> list[ir.Node]:
+    """The group normalisations before an activation whose groups are small at 512×512 pixels.
+
+    Written as means, TensorRT computes these, the activation, and the sum or concatenation before by one kernel.  Its
+    own kernel for groups of any size needs a second one, which clears its counters, and takes nothing else in."""
+    positions: dict[ir.Value, float] = {}
+    for value in editor.graph.inputs:
+        if len(sizes(value)) == 4:
+            positions[value] = math.prod(TYPICAL.get(str(axis), 1) for axis in sizes(value)[2:])
+    found = []
+    for node in editor.graph:
+        known = [positions[v] for v in node.inputs if v in positions]
+        if not known or node.op_type == "Shape":
+            continue
+        scale = {"Conv": 1 / math.prod(attribute(node, "strides", ())), "Resize": 4}.get(node.op_type, 1)
+        positions |= dict.fromkeys(node.outputs, known[0] * scale)
+        if node.op_type == "GroupNormalization" and _is_activated(node):
+            source = needed(node.inputs[0])
+            if static(source, 1) // int(attribute(node, "num_groups")) * positions[source] <= SMALL:
+                found.append(node)
+    return found
 
 
 def layer_norm_by_means(editor: Editor) -> None:
@@ -50,6 +78,10 @@ def layer_norm_by_means(editor: Editor) -> None:
         normal = _standardised(editor, needed(node.inputs[0]), float(attribute(node, "epsilon")))
         _scale_and_shift(editor, node, normal, per_channel=False)
     editor.finish()
+
+
+def _is_activated(node: ir.Node) -> bool:
+    return any(user.op_type == "Sigmoid" for user, _ in node.outputs[0].uses())
 
 
 def _grouped(editor: Editor, source: ir.Value, groups: int) -> ir.Value:
@@ -72,10 +104,11 @@ def _standardised(editor: Editor, value: ir.Value, epsilon: float) -> ir.Value:
     wide = value
     if value.dtype != FLOAT:
         wide = editor.add("Cast", [value], "statistics/float", like=value, dtype=FLOAT, to=FLOAT.value)
-    mean = editor.add("ReduceMean", [wide], "statistics/mean", like=wide, shape=one, axes=[-1], keepdims=1)
+    last = editor.integers(-1)
+    mean = editor.add("ReduceMean", [wide, last], "statistics/mean", like=wide, shape=one)
     centred = editor.add("Sub", [wide, mean], "statistics/centred", like=wide)
     squares = editor.add("Mul", [centred, centred], "statistics/squares", like=wide)
-    variance = editor.add("ReduceMean", [squares], "statistics/variance", like=mean, axes=[-1], keepdims=1)
+    variance = editor.add("ReduceMean", [squares, last], "statistics/variance", like=mean)
     positive = editor.add("Add", [variance, editor.scalar(epsilon, wide)], "statistics/positive", like=mean)
     deviation = editor.add("Sqrt", [positive], "statistics/deviation", like=mean)
     normal = editor.add("Div", [centred, deviation], "statistics/normal", like=wide)

@@ -58,7 +58,7 @@ class GpuTensor:
 
 
 def on_gpu(tensors: Mapping[str, DeviceTensor]) -> dict[str, GpuTensor]:
-    """The same tensors, which are a GPU's."""
+    """The tensors, known to lie on the GPU.  AssertionError: one lies elsewhere."""
     found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, GpuTensor)}
     assert found.keys() == tensors.keys(), "tensors of another device"
     return found

@@ -13,6 +13,7 @@ from ...notices import warn
 from ..backend import Machine
 from ..protocol import Engine
 from .cpu import OnnxRuntimeEngine
+from .installation import check_only_one
 from .library import has_cuda, import_onnxruntime
 
 if TYPE_CHECKING:
@@ -101,15 +102,22 @@ def _open_gpu(machine: Machine) -> Gpu | None:
     libraries."""
     needed = machine.device == "cuda"
     if not has_cuda():
+        try:
+            check_only_one()
+        except DependencyError as error:  # a build for GPUs is installed, too, and hidden by the one for CPUs
+            if needed:
+                raise
+            warn(f"{error}; the CPU is used instead")
         if not needed:
             return None
         raise DependencyError(
             "device cuda: this ONNX Runtime has no CUDA provider",
-            remedy='pip uninstall onnxruntime, then pip install "sd-lean[gpu]"',
+            remedy='pip uninstall -y onnxruntime, then pip install "sd-lean[gpu]"',
         )
-    from .cuda import load_cuda_libraries
+    from .cuda import check_driver, load_cuda_libraries
 
     try:
+        check_driver()
         gpu = machine.gpu()
     except (DependencyError, EngineError) as error:
         if needed:

@@ -8,13 +8,12 @@ small models get it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from ...bundle.bundle import GraphFiles
-from ...errors import EngineError
-from ...tensor import Array, FeedCheck, TensorSpec, check_outputs
+from ...tensor import Array, TensorSpec
+from ..host_runs import HostRuns
 from ..protocol import Feed
 from .library import CPU, import_onnxruntime, open_session, translate
 
@@ -36,8 +35,7 @@ class OnnxRuntimeEngine:
         """`float16`: whether the weights are.  EngineError: the graph does not load; BundleError: the weights are not
         those that were verified."""
         self.inputs, self.outputs = inputs, outputs
-        self._check, self._process = FeedCheck(inputs), os.getpid()
-        self._files: GraphFiles | None = files
+        self._name, self._runs = files.name, HostRuns(files, inputs, outputs)
         small = files.weights is None or files.weights.size <= PREPACK_LIMIT
         options = _cpu_options(prepack=small, threads=threads)
         options.enable_cpu_mem_arena = not float16  # it would keep what is widened for each call: every weight
@@ -49,29 +47,22 @@ class OnnxRuntimeEngine:
         return array
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
-        files, session = self._files, self._session  # kept while this runs, also if it is closed meanwhile
-        if files is None:
-            raise EngineError("the pipeline was closed")
-        if os.getpid() != self._process:  # where none of the session's threads is
-            what = f"{files.name} was loaded before this process forked"
-            raise EngineError(what, remedy="load the pipeline after fork")
-        self._check(feeds)
-        names = [spec.name for spec in self.outputs]
-        if files.weights is not None:
-            files.weights.check()
-        try:
-            results: list[Array] = session.run(names, dict(feeds))
-        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise translate(error, f"{files.name} failed while running") from error
-        if files.weights is not None:
-            files.weights.check()
-        found = dict(zip(names, results, strict=True))
-        check_outputs(files.name, self.inputs, feeds, self.outputs, found)
-        return found
+        session = self._session
+
+        def run() -> dict[str, Array]:
+            names = [spec.name for spec in self.outputs]
+            try:
+                results: list[Array] = session.run(names, dict(feeds))
+            except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+                raise translate(error, f"{self._name} failed while running") from error
+            return dict(zip(names, results, strict=True))
+
+        return self._runs(feeds, run)
 
     def close(self) -> None:
         """Release the session and its memory, once nobody runs it."""
-        self._files = self._session = None
+        self._runs.close()
+        self._session = None
 
 
 def _cpu_options(*, prepack: bool, threads: int | None) -> Any:

@@ -27,6 +27,7 @@ from ..device import DeviceTensor, placed
 from ..gpu.gpu import Gpu
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Feed, Placed
+from .installation import check_cuda_major
 from .library import CPU, CUDA, SILENT, import_onnxruntime, open_session
 
 OPTIONS = {
@@ -43,6 +44,17 @@ PROBE = bytes.fromhex(
 
 
 LOADING = threading.Lock()
+
+
+def check_driver() -> None:
+    """DependencyError: the driver is for an older CUDA than this ONNX Runtime is built for."""
+    try:
+        from cuda.bindings.driver import cuDriverGetVersion
+    except ImportError:  # without it there is no GPU to open either, which says what is missing
+        return
+    _, version = cuDriverGetVersion()
+    if version:  # 0: there is no driver
+        check_cuda_major(int(version))
 
 
 def load_cuda_libraries() -> None:
@@ -67,7 +79,7 @@ def _load_cuda_libraries() -> None:
         why = shortened(why or "; ".join(failures)) or "it does not say why"
         raise DependencyError(
             f"device cuda: ONNX Runtime cannot use CUDA and cuDNN here ({why})",
-            remedy='pip install "onnxruntime-gpu[cuda,cudnn]", or choose the CPU as `device`',
+            remedy='pip install "sd-lean[gpu]" ("sd-lean[gpu-cu12]" for CUDA 12), or choose the CPU as `device`',
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ...bundle.bundle import GraphFiles
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
 from ...tensor import DTYPES, TensorSpec
 from ..causes import shortened
+from .installation import check_loadable
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ONNX_TYPES = {dtype: f"tensor({dtype})" for dtype in DTYPES} | {"float32": "tensor(float)"}
@@ -15,15 +17,17 @@ SILENT = 4  # fatal errors only are logged: all others are raised, and what is s
 
 
 def import_onnxruntime() -> Any:
+    """The library.  DependencyError: there is none, or one that is too old, half uninstalled or does not load."""
+    if "onnxruntime" not in sys.modules:
+        check_loadable()
     try:
         import onnxruntime
     except ImportError as error:
         if interrupted(error):
             raise KeyboardInterrupt from error
         raise DependencyError(
-            "no engine library is installed",
-            accepted="onnxruntime or onnxruntime-gpu",
-            remedy='pip install "sd-lean[cpu]" (or "sd-lean[gpu]" for CUDA)',
+            f"ONNX Runtime does not load ({one_line(str(error), 160)})",
+            remedy='pip install --force-reinstall "sd-lean[cpu]" (or "sd-lean[gpu]" for CUDA)',
         ) from error
     onnxruntime.set_default_logger_severity(SILENT)
     return onnxruntime

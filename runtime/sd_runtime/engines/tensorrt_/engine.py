@@ -234,7 +234,7 @@ def narrowed(spec: TensorSpec, records: Sequence[EngineRecord]) -> TensorSpec:
 
 
 def not_built_for(shapes: Shapes, records: Sequence[EngineRecord], remedy: str) -> EngineError:
-    """That none of a component's engines takes these shapes."""
+    """The error that none of a component's engines takes these shapes."""
     what = f"no TensorRT engine of {records[0].component} was built for these shapes"
     got = ", ".join(f"{name}{shape}" for name, shape in shapes.items())
     return EngineError(what, got=got, accepted=" or ".join(describe(record) for record in records), remedy=remedy)

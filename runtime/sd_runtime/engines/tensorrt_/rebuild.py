@@ -43,12 +43,12 @@ def buildable(side: int) -> int:
 
 
 def rows_a_picture(manifest: Manifest) -> int:
-    """Of the UNet's batch, where it is used as its authors recommend: two with guidance, one if it is told the scale or
-    the model is meant to be used without."""
+    """Rows of the UNet's batch for a picture, where the model is used as recommended: two with guidance; one without,
+    or where the network takes the guidance scale as an input."""
     return 1 if takes_guidance(manifest) or manifest.defaults.guidance_scale <= 1 else 2
 
 
 def takes_guidance(manifest: Manifest) -> bool:
-    """Whether the UNet is told the guidance scale, so that it never has two rows a picture."""
+    """Whether the UNet takes the guidance scale as an input, so that a picture never has two rows."""
     known = manifest.components.get("unet")
     return known is not None and any(spec.name == "timestep_cond" for spec in known.graph().inputs)

@@ -1,0 +1,1 @@
+"""OpenVINO: on the CPU, in float32 or bfloat16."""
