@@ -129,3 +129,42 @@ def test_a_damaged_bundle_is_refused_before_the_library_sees_it(demo_bundle: Pat
     graph.write_bytes(bytes(content))
     with pytest.raises(BundleError, match=r"unet/model\.onnx in bundle .* is damaged"):
         Pipeline.load(broken, backends=["openvino"])
+
+
+def test_fault_42_weights_changed_while_they_are_in_use(demo_bundle: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    with Pipeline.load(changed, backends=["openvino"], threads=1) as pipeline:
+        pipeline(PROMPT, **SETTINGS)
+        weights = changed / "unet/model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        with weights.open("r+b") as file:
+            file.write(content)
+        with pytest.raises(BundleError, match=r"unet/model\.safetensors in bundle .* is damaged: got SHA-256"):
+            pipeline(PROMPT, **SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["unet/model.onnx", "unet/model.safetensors"])
+def test_fault_42_files_replaced_while_they_are_loaded(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replaced = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    bundle, init = Bundle.open(replaced), OpenVINOEngine.__init__
+
+    def late(engine: OpenVINOEngine, *given: Any) -> None:
+        (tmp_path / "other").write_bytes((replaced / name).read_bytes())
+        (tmp_path / "other").replace(replaced / name)
+        init(engine, *given)
+
+    monkeypatch.setattr(OpenVINOEngine, "__init__", late)
+    with pytest.raises(BundleError, match=rf"{name} in bundle .* is damaged: got another file by that name"):
+        open_openvino(bundle, Machine("cpu")).engine("unet", "plain", lambda: pytest.fail("not needed"))
+
+
+def test_fault_52_closed_while_it_draws(demo_bundle: Path) -> None:
+    pipeline = Pipeline.load(demo_bundle, backends=["openvino"], threads=1)
+    generation = pipeline.start(pipeline(PROMPT, **SETTINGS).request)
+    next(generation)
+    pipeline.close()
+    with pytest.raises(EngineError, match="the pipeline was closed"):
+        next(generation)

@@ -110,6 +110,7 @@ class Engines:
             if self._closed:
                 return
             self._closed = True
+            self._machine.refuse()
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()

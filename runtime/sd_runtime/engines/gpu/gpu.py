@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from ...errors import DependencyError, EngineError, OutOfMemoryError, SDError, o
 from ...notices import warn
 from ..causes import shortened
 from ..device import InTurn, Launch
-from .memory import Arena, GpuTensor
+from .memory import Arena, ArenaBlock, GpuTensor
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Event, Stream
@@ -67,6 +68,7 @@ class Gpu:
             ) from error
         self._lock, self._process = threading.RLock(), os.getpid()
         self._unusable, self._closed = "", False
+        self.allocated: WeakSet[GpuTensor | ArenaBlock] = WeakSet()
         try:
             self._device = Device(0)
             self._device.set_current()
@@ -168,10 +170,22 @@ class Gpu:
             self._device.set_current()
             yield
 
+    def refuse(self) -> None:
+        """After the turn under way, if there is one: let nobody take another."""
+        with self._lock:
+            self._closed = True
+
     def close(self) -> None:
-        """Finish all work, give back the memory and the stream.  Tensors and graphs were closed by their owners."""
-        self._closed = True
+        """Finish all work, give back the memory and the stream.
+
+        Tensors and graphs were closed by their owners, but for those of requests under way: what these still have on
+        the GPU is freed here, for without the stream they no longer can."""
+        self.refuse()
         self.arena.close()
+        with self.closing():
+            self.stream.sync()
+        for left in list(self.allocated):
+            left.free()
         for give_back in (self.stream.sync, self._memory.close, self.stream.close):
             with self.closing():
                 give_back()

@@ -139,8 +139,8 @@ class OnnxRuntimeCudaEngine:
         """Placed inputs are read where they are, the others and the outputs copied once each."""
         self._check(feeds)
         names = [spec.name for spec in self.outputs]
-        binding = self._session.io_binding()
         with self.device.turn("running a graph"):
+            binding = self._session.io_binding()
             for name, feed in feeds.items():
                 if isinstance(feed, Placed):
                     bind(binding.bind_input, name, feed.value)
