@@ -31,6 +31,7 @@ from sd_runtime.bundle.manifest import (
     record_file,
 )
 from sd_runtime.bundle.schema import from_json
+from sd_runtime.engines.onnxruntime_.installation import check_loadable, installations
 from sd_runtime.errors import BundleError, DependencyError, ExportError, UsageError, one_line
 from sd_runtime.request import Defaults, make_request
 from sd_runtime.sampling import SchedulerConfig, make_plan
@@ -108,10 +109,12 @@ def _components(options: ExportOptions, checkpoint: Checkpoint) -> tuple[str, ..
 
 
 def _require_libraries() -> None:
-    """Fail before anything is downloaded if the export extra is not installed."""
+    """Fail before anything is downloaded if the export extra, or an ONNX Runtime to check graphs with, is not there."""
     missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise DependencyError(f"sd-export needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
+        extras = "export" if installations() else "export,cpu"  # cpu would hide a build for GPUs
+        raise DependencyError(f"sd-export needs {', '.join(missing)}", remedy=f'pip install "sd-lean[{extras}]"')
+    check_loadable()
 
 
 def _export_components(

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,7 +35,7 @@ from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
 from .networks.text_encoder import CONFIG, TOKEN_EMBEDDING, vocabulary_size
 from .networks.unet import guidance_width, sample_ranges
-from .networks.vae import Decoded, Posterior, encode
+from .networks.vae import Posterior, encode
 from .prepared import Prepared, in_batches
 from .prompt import PromptEmbeddings, TokenEmbeddings, Tokenizer, encode_prompts
 from .provenance import describe
@@ -249,9 +248,9 @@ class Pipeline:
         width, height = width or defaults.width, height or defaults.height
         check_size(height, width, self._sample_ranges(), self.manifest.latent.pixels)
         posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
-        return (
-            posterior.mean if noise is None else posterior.sample(check_latents("noise", noise, posterior.mean.shape))
-        )
+        if noise is None:
+            return posterior.mean
+        return posterior.sample(check_latents("noise", noise, posterior.mean.shape))
 
     def encode_samples(self, samples: Array) -> Posterior:
         """(B, 3, 8h, 8w) float32 samples in [-1, 1] → what the VAE encoder says of their latents."""
@@ -259,11 +258,7 @@ class Pipeline:
 
     def decode_latents(self, latents: Array, *, fast: bool = False) -> Array:
         """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]; `fast`: by the TAESD."""
-        return self.decode(latents, fast=fast).samples
-
-    def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
-        """As `decode_latents`, with the pixels of the pictures where the GPU has made them."""
-        return self.loops.decode(latents, fast=fast)
+        return self.loops.decode(latents, fast=fast).samples
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         latent = self.manifest.latent
@@ -283,13 +278,10 @@ class Pipeline:
 
     def plan(self, request: Request) -> SamplingPlan:
         """The request's sampler and steps as a table."""
-        return make_plan(
-            self.scheduler(request),
-            request.num_inference_steps,
-            strength=1.0 if request.strength is None else request.strength,
-            eta=request.eta,
-            keep_steps=guidance_width(self.engines.engine("unet")) is not None,
-        )
+        strength = 1.0 if request.strength is None else request.strength
+        distilled = guidance_width(self.engines.engine("unet")) is not None
+        config, steps = self.scheduler(request), request.num_inference_steps
+        return make_plan(config, steps, strength=strength, eta=request.eta, keep_steps=distilled)
 
     def _sample_ranges(self) -> tuple[tuple[int, int], ...]:
         return sample_ranges(self.engines.engine("unet"))
@@ -307,7 +299,5 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

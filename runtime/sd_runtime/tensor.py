@@ -5,7 +5,7 @@ ONNX dynamic axes, TensorRT profiles, the manifest's tensor lists and the check 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,6 +116,17 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Shaped]) -> N
                 raise EngineError(
                     f"input '{spec.name}': axis {axis.symbol}", got=size, accepted=f"{known} as in input '{where}'"
                 )
+
+
+def check_names(what: str, specs: tuple[TensorSpec, ...], actual: Iterable[str]) -> None:
+    """Raise EngineError unless a graph's inputs (so ends `what`) are those in `specs`, or its outputs hold them all."""
+    declared, names = {spec.name for spec in specs}, set(actual)
+    if declared - names or (what.endswith("inputs") and declared != names):
+        raise EngineError(
+            f"{what} differ from the manifest",
+            got=", ".join(sorted(names)),
+            accepted=", ".join(sorted(declared)),
+        )
 
 
 class FeedCheck:

@@ -28,6 +28,7 @@ from sd_export.tensorrt_.failures import explain
 from sd_export.tensorrt_.plan import BuildOptions, plan_builds
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import MANIFEST, Manifest, record_file
+from sd_runtime.engines.backend import Machine
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.engines.tensorrt_.selection import TensorRTBackend
 from sd_runtime.errors import DependencyError, EngineError, ExportError, OutOfMemoryError
@@ -83,8 +84,9 @@ def test_a_bundle_gets_engines_that_the_runtime_uses(
     assert not list(bundle.rglob("*.partial"))
     opened = Bundle.open(bundle)
     opened.verify(record.path for record in manifest.engines)
-    backend = TensorRTBackend.open(opened)
-    assert backend.engine("unet", "plain") is not None and backend.engine("sampler_step", "guided") is not None
+    backend = TensorRTBackend.open(opened, Machine())
+    for component, form in (("unet", "plain"), ("sampler_step", "guided")):
+        assert backend.engine(component, form, pytest.fail) is not None
     said = capsys.readouterr().err
     assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 4.0 GB of GPU memory" in said
     assert "differs by" in said and "ms a run" in said

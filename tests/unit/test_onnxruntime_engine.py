@@ -10,42 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 from sd_runtime.bundle.bundle import GraphFiles
-from sd_runtime.bundle.manifest import record_file
-from sd_runtime.bundle.verified_file import VerifiedFile
 from sd_runtime.engines.onnxruntime_ import cpu as backend
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
-from sd_runtime.errors import BundleError, EngineError, OutOfMemoryError
+from sd_runtime.errors import EngineError, OutOfMemoryError
 from sd_runtime.tensor import Dim, TensorSpec
-
-X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
-Y = TensorSpec("y", "float32", (Dim("batch", 1, 2, 4), 2))
-WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
-
-
-def make_graph(folder: Path) -> bytes:
-    """y = x @ w, with w in a file beside the graph."""
-    (folder / "w.bin").write_bytes(b"\0" * 64 + WEIGHTS.tobytes())
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=WEIGHTS.shape)
-    weight.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "w.bin"), ("offset", "64"), ("length", str(WEIGHTS.nbytes))):
-        weight.external_data.add(key=key, value=value)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
-        [weight],
-    )
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    return model.SerializeToString()
+from tiny_graphs import WEIGHTS, X, Y, product_graph, verified
 
 
 def make_engine(folder: Path, **changed: Any) -> OnnxRuntimeEngine:
-    graph = changed.pop("graph", None) or make_graph(folder)
-    path = folder / "w.bin"
-    weights = VerifiedFile(path, record_file(path), lambda got, accepted: BundleError("w.bin", got=got))
+    graph = changed.pop("graph", None) or product_graph(folder)
+    weights = verified(folder / "w.bin")
     arguments = {"inputs": (X,), "outputs": (Y,)} | changed
     return OnnxRuntimeEngine(GraphFiles("unet/model.onnx", graph, weights.folder, weights), **arguments)
 
@@ -83,7 +58,7 @@ def test_fault_14_corrupt_graph_and_missing_weights(tmp_path: Path) -> None:
     (tmp_path / "w.bin").touch()
     with pytest.raises(EngineError, match=r"^cannot load unet/model\.onnx: "):
         make_engine(tmp_path, graph=b"not onnx")
-    graph = make_graph(tmp_path)
+    graph = product_graph(tmp_path)
     (tmp_path / "w.bin").unlink()
     with pytest.raises(EngineError, match=r"^cannot load unet/model\.onnx: "):
         OnnxRuntimeEngine(GraphFiles("unet/model.onnx", graph, tmp_path), (X,), (Y,))
@@ -106,7 +81,7 @@ raise ImportError("cannot load its module") from caught
 
 
 def test_what_it_raises_is_not_logged_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = onnx.load_from_string(make_graph(tmp_path))
+    model = onnx.load_from_string(product_graph(tmp_path))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "wide"
     wide = replace(X, shape=(Dim("batch", 1, 2, 4), Dim("wide", 1, 3, 9)))
     engine = make_engine(tmp_path, graph=model.SerializeToString(), inputs=(wide,))

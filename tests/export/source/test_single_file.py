@@ -240,8 +240,8 @@ def test_true_sizes_give_the_published_configs() -> None:
         (lambda s: {}, "has no text_encoder, unet, vae under"),
         (lambda s: s | {INPUT: torch.zeros(32, 9, 3, 3)}, "an inpainting model"),
         (lambda s: s | {TOKENS: torch.zeros(1000, 64)}, "vocabulary of 1000 tokens"),
-        (lambda s: {k: v for k, v in s.items() if k != INPUT}, "not the tensors of Stable Diffusion 1.x"),
-        (lambda s: s | {INPUT: torch.zeros(3)}, "not the tensors of Stable Diffusion 1.x"),
+        (lambda s: {k: v for k, v in s.items() if k != INPUT}, "does not have the tensors of Stable Diffusion 1.x"),
+        (lambda s: s | {INPUT: torch.zeros(3)}, "does not have the tensors of Stable Diffusion 1.x"),
     ],
 )
 def test_other_files_are_refused_by_name(state, tmp_path, change, message) -> None:

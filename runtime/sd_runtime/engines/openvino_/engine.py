@@ -11,11 +11,10 @@ from typing import Any
 
 from ...bundle.bundle import GraphFiles
 from ...bundle.verified_file import VerifiedFile
-from ...errors import EngineError
-from ...tensor import Array, TensorSpec
+from ...tensor import Array, TensorSpec, check_names
 from ..host_runs import HostRuns
 from ..protocol import Feed
-from .library import translate
+from .library import translated
 
 CPU = "CPU"
 
@@ -38,15 +37,11 @@ class OpenVINOEngine:
         its weights are not those that were verified."""
         self.inputs, self.outputs = inputs, outputs
         self._name, self._runs = files.name, HostRuns(files, inputs, outputs)
-        try:
+        with translated(f"cannot load {files.name}"):
             model = core.read_model(str(graph.folder / graph.path.name))
-            _compare(f"{files.name}: inputs", inputs, model.inputs)
-            _compare(f"{files.name}: outputs", outputs, model.outputs)
+            check_names(f"{files.name}: inputs", inputs, [name for port in model.inputs for name in port.names])
+            check_names(f"{files.name}: outputs", outputs, [name for port in model.outputs for name in port.names])
             self._compiled = core.compile_model(model, CPU, dict(options))
-        except Exception as error:  # OpenVINO's exceptions have no common base but Exception
-            if isinstance(error, EngineError):
-                raise
-            raise translate(error, f"cannot load {files.name}") from error
         for opened in (graph, files.weights):
             if opened is not None:
                 opened.check_opened()
@@ -61,11 +56,9 @@ class OpenVINOEngine:
         compiled = self._compiled
 
         def run() -> dict[str, Array]:
-            try:
+            with translated(f"{self._name} failed while running"):
                 results = compiled.create_infer_request().infer(dict(feeds), share_inputs=True)
                 return {spec.name: results[spec.name] for spec in self.outputs}  # copies, which the request drops
-            except Exception as error:  # OpenVINO's exceptions have no common base but Exception
-                raise translate(error, f"{self._name} failed while running") from error
 
         return self._runs(feeds, run)
 
@@ -73,13 +66,3 @@ class OpenVINOEngine:
         """Release the compiled graph and its memory, once nobody runs it."""
         self._runs.close()
         self._compiled = None
-
-
-def _compare(what: str, specs: tuple[TensorSpec, ...], ports: list[Any]) -> None:
-    declared, actual = {spec.name for spec in specs}, {name for port in ports for name in port.names}
-    if declared - actual or (what.endswith("inputs") and declared != actual):
-        raise EngineError(
-            f"{what} differ from the manifest",
-            got=", ".join(sorted(actual)),
-            accepted=", ".join(sorted(declared)),
-        )
