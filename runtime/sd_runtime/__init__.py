@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .bundle.bundle import Bundle as Bundle
+    from .bundle.bundle import GraphFiles as GraphFiles
     from .bundle.manifest import Component as Component
     from .bundle.manifest import Manifest as Manifest
+    from .bundle.safetensors_file import SafeTensors as SafeTensors
+    from .bundle.verified_file import VerifiedFile as VerifiedFile
     from .engines.backend import Backend as Backend
     from .engines.engines import Engines as Engines
     from .errors import BundleError as BundleError
@@ -71,6 +74,7 @@ _HOME = {
     "Engines": "engines.engines",
     "ExportError": "errors",
     "Generation": "generation",
+    "GraphFiles": "bundle.bundle",
     "Guidance": "loop.guidance",
     "Inputs": "inputs",
     "Manifest": "bundle.manifest",
@@ -89,6 +93,7 @@ _HOME = {
     "Resize": "fields",
     "Result": "result",
     "SDError": "errors",
+    "SafeTensors": "bundle.safetensors_file",
     "SafetyChecker": "networks.safety_checker",
     "SamplingPlan": "sampling",
     "SchedulerConfig": "sampling",
@@ -97,6 +102,7 @@ _HOME = {
     "Timings": "result",
     "Tokenizer": "prompt",
     "UsageError": "errors",
+    "VerifiedFile": "bundle.verified_file",
     "make_request": "request",
     "read_parameters": "images.metadata",
     "save_png": "images.metadata",

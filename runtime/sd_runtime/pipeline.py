@@ -31,6 +31,7 @@ from .inputs import NO_INPUTS, Inputs, as_latents, check_size, make_inputs
 from .loop.guidance import Guidance
 from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
+from .networks.text_encoder import CONFIG, vocabulary_size
 from .networks.unet import guidance_width, sample_ranges
 from .networks.vae import Posterior, encode
 from .notices import warn
@@ -102,6 +103,8 @@ class Pipeline:
 
         BundleError: the tokenizer's or the sampler's files are damaged."""
         tokenizer = Tokenizer.from_bytes({name: bundle.read(path) for name, path in bundle.under("tokenizer").items()})
+        if CONFIG in bundle.manifest.files:
+            tokenizer.check_ids(vocabulary_size(bundle.read(CONFIG)))
         scheduler_config = SchedulerConfig.from_bytes(bundle.read("scheduler/scheduler_config.json"))
         return cls(bundle, engines, tokenizer, scheduler_config, safety_checker)
 

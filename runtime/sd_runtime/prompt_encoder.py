@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from .adapters.textual_inversion import load_textual_inversion
 from .bundle.bundle import Bundle
-from .bundle.safetensors_file import open_safetensors
+from .bundle.safetensors_file import SafeTensors
 from .engines.engines import Engines
 from .errors import UsageError
 from .networks.text_encoder import TOKEN_EMBEDDING
@@ -60,6 +61,9 @@ class PromptEncoder:
         return TokenEmbeddings(self._table(), self.inversions) if self.inversions else None
 
     def _table(self) -> Array:
-        """(V, D), the text encoder's own table, memory-mapped; its file's digest was checked when it was loaded."""
-        weights = self._bundle.component("text_encoder").weights
-        return open_safetensors(self._bundle.path(weights or ""))[TOKEN_EMBEDDING]
+        """(V, D), the text encoder's own table, memory-mapped."""
+        return self._weights[TOKEN_EMBEDDING]
+
+    @cached_property
+    def _weights(self) -> SafeTensors:
+        return self._bundle.tensors(self._bundle.component("text_encoder").weights or "")

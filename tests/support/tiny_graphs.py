@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import onnx.parser
 from onnx import TensorProto, helper
-from sd_runtime.bundle.manifest import Graph
+from sd_runtime.bundle.manifest import Graph, record_file
+from sd_runtime.bundle.verified_file import VerifiedFile
+from sd_runtime.errors import BundleError
 from sd_runtime.tensor import Dim, TensorSpec
 
 CHANNELS, TOKENS, WIDTH = 4, 7, 8
@@ -52,6 +54,11 @@ def parsed(text: str) -> onnx.ModelProto:
 X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
 Y = TensorSpec("y", "float32", (Dim("batch", 1, 2, 4), 2))
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+def verified(path: Path) -> VerifiedFile:
+    """A file as it is now."""
+    return VerifiedFile(path, record_file(path), lambda got, accepted: BundleError(path.name, got=got))
 
 
 def product_graph(folder: Path) -> bytes:

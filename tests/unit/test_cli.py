@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sd_runtime import Pipeline
+from sd_runtime.bundle.bundle import Bundle, find_exported
 from sd_runtime.cli.run import main
 from sd_runtime.engines.onnxruntime_ import library
 from sd_runtime.engines.onnxruntime_.installation import check_loadable
-from sd_runtime.images.metadata import read_parameters
+from sd_runtime.errors import BundleError
+from sd_runtime.images.metadata import Parameters, png_bytes, read_parameters
 from sd_runtime.notices import warn
 
 PROMPT = "a large yellow star on a blue background"
@@ -317,7 +319,7 @@ def damaged(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("damaged") / "demo"))
 
 
-def test_damaged_bundles(
+def test_fault_03_damaged_bundles(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the real loading: truncated, flipped, gone; nothing is drawn."""
@@ -330,7 +332,7 @@ def test_damaged_bundles(
     weights = damaged / "unet" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "unet/model.safetensors in bundle " in complaint() and "is damaged: its SHA-256: got" in complaint()
+    assert "unet/model.safetensors in bundle " in complaint() and "is damaged: got SHA-256 " in complaint()
     weights.write_bytes(whole[:1000])
     assert "truncated or changed: unet/model.safetensors (1000 bytes, declared " in complaint()
     weights.unlink()
@@ -421,3 +423,40 @@ def test_names_that_are_no_text_are_files_all_the_same(sd_run: SdRun) -> None:
     outcome = sd_run(PROMPT, "--output", os.fsdecode(b"caf\xe9.png"))
     assert (outcome.code, outcome.out) == (0, "caf\\udce9.png\n")
     assert [os.fsencode(name) for name in files()] == [b"caf\xe9.png"]
+
+
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "~", "name"])
+def test_fault_44_a_picture_that_names_a_path_as_its_model(
+    sd_run: SdRun, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    """What lies there is not opened: which file is, is the user's to say."""
+    monkeypatch.setattr(Bundle, "open", lambda root: pytest.fail(f"{root} was opened"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "evil").symlink_to(demo_bundle)
+    names = {"absolute": str(demo_bundle), "relative": "./evil", "~": "~/evil", "name": "evil"}
+    own = Parameters("x", seed=1, model=names[spelling], version="sd-lean 9")
+    (tmp_path / "a.png").write_bytes(png_bytes(Image.new("RGB", (64, 64)), own))
+    outcome = sd_run("--from-image", "a.png", "--output", "b.png", model=None, steps=None)
+    assert outcome.code == 1
+    assert outcome.complaint.startswith(
+        f"the picture's model is not here: got {names[spelling]}; name an exported model"
+    )
+
+
+def test_fault_44_the_users_own_path_counts(sd_run: SdRun, demo_bundle: Path, tmp_path: Path) -> None:
+    own = Parameters("x", seed=1, model="/nowhere", version="sd-lean 9")
+    (tmp_path / "a.png").write_bytes(png_bytes(Image.new("RGB", (64, 64)), own))
+    assert sd_run("--from-image", "a.png", "--output", "b.png", steps=None).code == 0
+
+
+def test_fault_44_names_of_exported_bundles_are_found(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path))
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "demo").symlink_to(demo_bundle)
+    for name in ("demo", "owner/demo"):
+        assert find_exported(name) == tmp_path / "bundles" / "demo"
+    for name in ("..", ".", "", "/", "../bundles", str(demo_bundle)):
+        with pytest.raises(BundleError, match="unknown model"):
+            find_exported(name)

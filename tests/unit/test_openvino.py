@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sd_runtime import Pipeline
-from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle, GraphFiles
 from sd_runtime.bundle.manifest import Graph
 from sd_runtime.cli.run import main
 from sd_runtime.engines.backend import Machine
@@ -24,7 +25,7 @@ from sd_runtime.engines.openvino_.library import import_openvino, translate
 from sd_runtime.engines.protocol import Engine
 from sd_runtime.errors import BundleError, DependencyError, EngineError, OutOfMemoryError
 from sd_runtime.tensor import Array, Dim, TensorSpec
-from tiny_graphs import WEIGHTS, X, Y, product_graph
+from tiny_graphs import WEIGHTS, X, Y, product_graph, verified
 
 if importlib.util.find_spec("openvino") is None:  # importorskip would import it together with its telemetry
     pytest.skip("OpenVINO is not installed", allow_module_level=True)
@@ -55,8 +56,9 @@ def no_fallback() -> Engine:
 def make_engine(folder: Path, graph: bytes | None = None, **changed: Any) -> OpenVINOEngine:
     path = folder / "model.onnx"
     path.write_bytes(product_graph(folder) if graph is None else graph)
+    files, opened = GraphFiles("unet/model.onnx", path.read_bytes(), folder), verified(path)
     arguments = {"inputs": (X,), "outputs": (Y,), "options": FLOAT32} | changed
-    return OpenVINOEngine(openvino.Core(), path, **arguments)
+    return OpenVINOEngine(openvino.Core(), files, opened, **arguments)
 
 
 def make_feeds(graph: Graph, sizes: dict[str, int], seed: int = 0) -> dict[str, Array]:
@@ -153,24 +155,24 @@ def test_refuses_tensors_that_the_spec_does_not_take(tmp_path: Path) -> None:
 
 def test_graph_that_is_not_the_manifests(tmp_path: Path) -> None:
     other = TensorSpec("z", "float32", (1,))
-    with pytest.raises(EngineError, match="graph inputs differ from the manifest: got x, accepted z"):
+    with pytest.raises(EngineError, match="inputs differ from the manifest: got x, accepted z"):
         make_engine(tmp_path, inputs=(other,))
-    with pytest.raises(EngineError, match="graph outputs differ from the manifest: got y, accepted z"):
+    with pytest.raises(EngineError, match="outputs differ from the manifest: got y, accepted z"):
         make_engine(tmp_path, outputs=(other,))
 
 
 def test_what_does_not_load_or_run_is_said_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """With the graph's file; without the places in OpenVINO's source, and nowhere else."""
     engine = make_engine(tmp_path, inputs=(TensorSpec("x", "float32", (Dim("batch", 1, 1, 4), Dim("wide", 1, 3, 9))),))
-    with pytest.raises(EngineError, match="the engine failed while running: ") as failed:
+    with pytest.raises(EngineError, match=r"^unet/model\.onnx failed while running: ") as failed:
         engine.run({"x": np.zeros((1, 5), np.float32)})
     assert ".cpp" not in str(failed.value)
-    with pytest.raises(EngineError, match=rf"cannot load the graph {tmp_path}/model\.onnx: ") as failed:
+    with pytest.raises(EngineError, match=r"^cannot load unet/model\.onnx: ") as failed:
         make_engine(tmp_path, product_graph(tmp_path).replace(b"MatMul", b"MatNul"))
     assert ".cpp" not in str(failed.value)
     graph = product_graph(tmp_path)
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(EngineError, match=r"cannot load the graph .*w\.bin"):
+    with pytest.raises(EngineError, match=r"cannot load unet/model\.onnx: .*w\.bin"):
         make_engine(tmp_path, graph)
     assert not "".join(capfd.readouterr())
 
@@ -264,7 +266,46 @@ import openvino_telemetry  # whoever wants it still gets it
         "Converting input model\nCan not create file mapping for 5, err=Cannot allocate memory\n\n",
     ],
 )
-def test_running_out_of_memory_is_recognised(said: str) -> None:
+def test_fault_22_running_out_of_memory_is_recognised(said: str) -> None:
     """As version 2026.4 says it under a limit of its address space, at compiling, running and reading."""
     error = translate(RuntimeError(said), "drawing")
     assert isinstance(error, OutOfMemoryError) and ".cpp" not in str(error)
+
+
+def test_fault_42_weights_changed_while_they_are_in_use(demo_bundle: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    with Pipeline.load(changed, backends=["openvino"], threads=1) as pipeline:
+        pipeline(PROMPT, seed=3, num_inference_steps=3)
+        weights = changed / "unet/model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        with weights.open("r+b") as file:
+            file.write(content)
+        with pytest.raises(BundleError, match=r"unet/model\.safetensors in bundle .* is damaged: got SHA-256"):
+            pipeline(PROMPT, seed=3, num_inference_steps=3)
+
+
+@pytest.mark.parametrize("name", ["unet/model.onnx", "unet/model.safetensors"])
+def test_fault_42_files_replaced_while_they_are_loaded(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replaced = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    bundle, init = Bundle.open(replaced), OpenVINOEngine.__init__
+
+    def late(engine: OpenVINOEngine, *given: Any) -> None:
+        (tmp_path / "other").write_bytes((replaced / name).read_bytes())
+        (tmp_path / "other").replace(replaced / name)
+        init(engine, *given)
+
+    monkeypatch.setattr(OpenVINOEngine, "__init__", late)
+    with pytest.raises(BundleError, match=rf"{name} in bundle .* is damaged: got another file by that name"):
+        open_openvino(bundle, Machine("cpu")).engine("unet", "plain", lambda: pytest.fail("not needed"))
+
+
+def test_fault_52_closed_while_it_draws(demo_bundle: Path) -> None:
+    pipeline = Pipeline.load(demo_bundle, backends=["openvino"], threads=1)
+    generation = pipeline.start(pipeline(PROMPT, seed=3, num_inference_steps=3).request)
+    next(generation)
+    pipeline.close()
+    with pytest.raises(EngineError, match="the pipeline was closed"):
+        next(generation)

@@ -82,6 +82,22 @@ def test_closing_the_pipeline_frees_the_gpu(tensorrt: FakeTensorRT, bundle: Path
         pipeline(**REQUEST)
 
 
+def test_fault_52_closed_while_it_draws(tensorrt: FakeTensorRT, bundle: Path) -> None:
+    """Nothing more begins on the GPU, and what a request under way still has goes when it ends."""
+    for rescale in (0.0, 0.7):  # the device leads the loop, then the host
+        pipeline = Pipeline.load(bundle, device="cuda")
+        generation = pipeline.start(pipeline(**REQUEST, guidance_rescale=rescale).request)
+        next(generation)
+        pipeline.close()
+        with pytest.raises(EngineError, match=r"the (GPU|pipeline) was closed"):
+            list(generation)
+        with pytest.raises(EngineError, match="the pipeline was closed"):
+            generation.result()
+        tensorrt.engines.clear()
+        del generation, pipeline
+        assert tensorrt.gpu.memory.live == 0
+
+
 def test_guidance_rescale_is_not_linear_and_runs_on_the_host_over_the_same_engines(
     machine: FakeGpu, bundle: Path, demo_bundle: Path
 ) -> None:

@@ -108,7 +108,6 @@ class _Builder:
         """Build, check and publish one engine, unless the bundle has it."""
         bundle = Bundle.open(self._root)
         component = bundle.component(planned.component)
-        sources = [name for name in (planned.graph.path, component.weights) if name is not None]
         record = self._record(planned, bundle.manifest, component.weights)
         if not force and any(
             replace(known, path="", activation_memory=0) == record for known in bundle.manifest.engines
@@ -116,7 +115,7 @@ class _Builder:
             self._progress.note(f"{planned.label} is up to date")
             return
         with self._progress.stage(planned.label):
-            bundle.verify(sources)
+            bundle.open_graph(planned.component, planned.form)  # which the parser reads by its path
             report = partial(self._progress.detail, planned.label)
             built = build_engine(
                 planned.label, bundle.path(planned.graph.path), planned.profile, self._settings(planned), report
@@ -180,9 +179,10 @@ class _Builder:
         """What the engine must agree with, on the CPU, opened as the runtime opens it; None, said once, where there is
         no ONNX Runtime."""
         component = bundle.component(planned.component)
-        graph = component.graph("plain") if component.weights is not None else planned.graph
         try:
-            reference = cpu_engine(bundle, component, graph)
+            reference = cpu_engine(
+                bundle, planned.component, "plain" if component.weights is not None else planned.form
+            )
         except DependencyError as error:
             if self._compares:
                 self._progress.note(f"engines are not compared with their graphs: {error}")

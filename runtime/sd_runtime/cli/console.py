@@ -2,7 +2,9 @@
 
     0    done                       1    it failed                   130  interrupted (Ctrl-C)
     2    it was used wrongly        141  the reader of our output went away (SIGPIPE)
+    129  SIGHUP: the terminal was closed                             143  SIGTERM
 
+These two signals end the work as Ctrl-C does, so that temporary files go; a second one ends the process at once.
 SD_DEBUG=1 in the environment shows the traceback of any error.
 """
 
@@ -11,11 +13,14 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TextIO
 
 from ..errors import SDError, one_line, printable
@@ -30,12 +35,16 @@ def run(program: str, command: Callable[[], None], names: Mapping[str, str] | No
     """Run `command` and return the process's exit code; whatever it raises is reported on stderr under `program`, with
     arguments called as its command line calls them: `names`, else the flags of their names."""
     _prepare_streams()
+    received: list[int] = []
     try:
-        command()
-        with stdout_errors():
-            sys.stdout.flush()
+        with _stoppable(received):
+            command()
+            with stdout_errors():
+                sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
+        if received:
+            return _fail(program, f"stopped by {signal.Signals(received[0]).name}", 128 + received[0])
         return _fail(program, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         _discard(sys.stdout)
@@ -52,6 +61,30 @@ def run(program: str, command: Callable[[], None], names: Mapping[str, str] | No
             sys.stderr.flush()
         except OSError:
             _discard(sys.stderr)
+
+
+@contextmanager
+def _stoppable(received: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, and note which it was.
+
+    Not where our caller ignores them, as nohup does, or has its own way with them."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    handled = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in handled:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run_parsed(

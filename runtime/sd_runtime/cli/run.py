@@ -159,16 +159,18 @@ def _read_picture(path: Path) -> Parameters:
 
 
 def _model_of(recorded: Parameters) -> Path:
-    """The bundle that drew a picture; for other programs' pictures, the only one there is."""
-    from ..bundle.bundle import find_bundle
+    """The bundle that drew a picture, if it is among the exported ones: a path is the user's to give, not a picture's.
+    For other programs' pictures, the only one there is."""
+    from ..bundle.bundle import find_exported
     from ..provenance import is_ours
 
     try:
-        return find_bundle(recorded.model)
-    except BundleError:
-        if is_ours(recorded):
-            raise
-        return find_bundle(None)
+        return find_exported(recorded.model)
+    except BundleError as error:
+        if not is_ours(recorded):
+            return find_exported(None)
+        remedy = "name an exported model or a bundle's folder as `bundle`"
+        raise BundleError("the picture's model is not here", got=recorded.model, remedy=remedy) from error
 
 
 def _jobs(args: argparse.Namespace, recorded: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:

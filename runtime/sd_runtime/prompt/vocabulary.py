@@ -28,7 +28,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-MAX_IDS = 1 << 24  # hundreds of times CLIP's 49408; ids go to the network as int64
+MAX_IDS = 1 << 24  # hundreds of times CLIP's 49408; what the text encoder takes is `networks.text_encoder`'s to check
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_ROLES = {
     "bos_token": "<|startoftext|>",
@@ -76,11 +76,13 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
     combined = _json_object(files, "tokenizer.json")
     try:
         ids, merges = _combined_tables(combined) if combined else _separate_tables(files)
-        wrong = next(((token, i) for token, i in ids.items() if type(i) is not int or not 0 <= i < MAX_IDS), None)
-        if wrong is not None or not ids:
-            file = "tokenizer.json" if combined else "vocab.json"
-            accepted = f"text → id, each a whole number from 0 to {MAX_IDS - 1}"
-            raise BundleError(f"tokenizer: vocabulary in {file}", got=wrong, accepted=accepted)
+        file = "tokenizer.json" if combined else "vocab.json"
+        if set(map(type, ids.values())) != {int}:
+            wrong = next((item for item in ids.items() if type(item[1]) is not int), None)
+            raise BundleError(f"tokenizer: vocabulary in {file}", got=wrong, accepted="text → id, a whole number")
+        for index in (min(ids.values()), max(ids.values())):
+            if not 0 <= index < MAX_IDS:
+                raise BundleError(f"{file}: token id", got=index, accepted=f"0 … {MAX_IDS - 1}")
         if "added_tokens_decoder" not in config:
             config = {**config, **_json_object(files, "special_tokens_map.json")}
         added = _added_tokens(files, config, combined)

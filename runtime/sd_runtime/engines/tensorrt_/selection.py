@@ -75,7 +75,9 @@ class TensorRTBackend:
             return None
         graph = self._bundle.component(component).graph(records[0].form)
         other = None if CATALOGUE[component].any_rows else partial(self._fall_back, graph, records, fallback)
-        return TensorRTEngine(self._library, self._gpu, graph, records, self._bundle.read, rebuild(self._bundle), other)
+        return TensorRTEngine(
+            self._library, self._gpu, graph, records, self._bundle.read_engine, rebuild(self._bundle), other
+        )
 
     def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> Sequence[int]:
         built = [record.profile["sample"] for record in self.records("unet", "plain")]
