@@ -21,6 +21,7 @@ from sd_export.graphs.names import FLOAT32
 from sd_export.pack import write_synced
 from sd_export.tensorrt_ import build as module
 from sd_export.tensorrt_ import check as build_check
+from sd_export.tensorrt_ import local
 from sd_export.tensorrt_ import publish as build_publish
 from sd_export.tensorrt_.build import build
 from sd_export.tensorrt_.engine import Settings, build_engine
@@ -192,8 +193,8 @@ def test_an_interrupted_build_keeps_what_was_finished(bundle: Path, monkeypatch:
         finished.append(label)
         return real(label, *arguments)  # type: ignore[arg-type]
 
-    real = module.build_engine
-    monkeypatch.setattr(module, "build_engine", second)
+    real = local.build_engine
+    monkeypatch.setattr(local, "build_engine", second)
     with pytest.raises(KeyboardInterrupt):
         build(BuildOptions(bundle, **SMALL))
     assert [r.component for r in manifest_of(bundle).engines] == ["vae_decoder"]
