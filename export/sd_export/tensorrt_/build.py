@@ -82,18 +82,18 @@ class _Builder:
     def do_all(self, builds: tuple[EngineBuild, ...], target: Target, *, force: bool) -> None:
         """Build all for one target.  ExportError, once all were tried: there is none of the UNet, or of any network
         where the UNet is not among them."""
-        failures: dict[str, ExportError] = {}  # of each component, the first
+        failures: dict[tuple[str, str], ExportError] = {}  # by component and form, the first
         built = set()
         for planned in builds:
             failure = self._try(planned, target, force=force)
+            graph = planned.component, planned.form
             if failure is None:
-                built.add(planned.component)
+                built.add(graph)
             else:
-                failures.setdefault(planned.component, failure)
-        components = {planned.component for planned in builds}
-        needed = {"unet"} & components or components
-        for component, error in failures.items():
-            if component in needed - built:
+                failures.setdefault(graph, failure)
+        among = any(planned.component == "unet" for planned in builds)
+        for graph, error in failures.items():
+            if graph not in built and (graph[0] == "unet" or not among):
                 raise error
 
     def _try(self, planned: EngineBuild, target: Target, *, force: bool) -> ExportError | None:
