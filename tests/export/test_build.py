@@ -89,7 +89,8 @@ def test_a_bundle_gets_engines_that_the_runtime_uses(
     for component, form in (("unet", "plain"), ("sampler_step", "guided")):
         assert backend.engine(component, form, pytest.fail) is not None
     said = capsys.readouterr().err
-    assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 4.0 GB of GPU memory" in said
+    assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 29.8 MB of GPU memory" in said
+    assert "and what its layers use as scratch space" in said
     assert "differs by" in said and "ms a run" in said
     assert all(config.profile() for config in builders.configs)
 

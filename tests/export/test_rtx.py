@@ -40,7 +40,7 @@ def bundle(demo_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def half_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
-    """The demo with its networks in float16, as `sd-export --precision fp16` writes those graphs that are built here."""
+    """The demo with its networks in float16, as `sd-export --precision fp16` writes the graphs that are built here."""
     from sd_export.graphs.forms import FORMS, rewrite
     from sd_export.graphs.weights import save_graph
 

@@ -46,7 +46,8 @@ KNOWN = (
         "close what else uses the GPU, ask for a smaller --batch or --size, or build with --no-fallback",
     ),
     _Known(
-        r"[Ii]nsuff?icient (?:workspace|memory on requested)|[Tt]actic .* requested .*[Ww]orkspace|within workspace limit",
+        r"[Ii]nsuff?icient (?:workspace|memory on requested)|[Tt]actic .* requested .*[Ww]orkspace"
+        r"|within workspace limit",
         "the memory set aside for the layers' scratch space is too small",
         "give more with --workspace, or leave that flag out",
     ),
