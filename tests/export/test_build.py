@@ -557,7 +557,7 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
         (
             "Could not find any implementation for node /conv_in/Conv due to insufficient workspace. See verbose log",
             "scratch space is too small, at /conv_in/Conv",
-            "close what else uses the GPU",
+            "give more with --workspace",
         ),
         (
             "In node 12 with name: mid_block.attentions.0/Attention and operator: Attention "
