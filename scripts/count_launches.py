@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sd_export.tensorrt_.launches import FUSED_ATTENTION, Account, account
+from sd_export.tensorrt_.launches import FUSED_ATTENTION, Account
 from sd_export.tensorrt_.plan import parse_size, ranged
+from sd_export.tensorrt_.portable import build_portable
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import Graph, ShapeRange
 from sd_runtime.engines.tensorrt_.rebuild import rows_a_picture
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for form, graph in graphs.items():
                 if graph is not None:
                     profile = shapes(graph, *parse_size(args.size), rows, args.rows_vary)
-                    report(f"{name} {form}", account(name, args.bundle / graph.path, profile))
+                    report(f"{name} {form}", build_portable(name, args.bundle / graph.path, profile).account)
     except SDError as error:
         print(error, file=sys.stderr)
         return 1

@@ -16,14 +16,15 @@ from sd_runtime.errors import UsageError
 from .networks.registry import SELECTABLE
 from .options import PRECISIONS, ExportOptions
 from .tensorrt_ import cli as build_cli
-from .tensorrt_.cli import add_engine_flags, build_options
-from .tensorrt_.plan import BuildOptions
+from .tensorrt_.cli import LIBRARY_NAMES, add_engine_flags, build_options
+from .tensorrt_.plan import BuildOptions, require_half
 
 EPILOG = """examples:
   sd-export --model demo
   sd-export --model stable-diffusion-v1-5/stable-diffusion-v1-5 --precision fp16
   sd-export --model my-model.safetensors --output bundles/my-model
   sd-export --model demo --tensorrt --size 128x128 --batch 1,2
+  sd-export --model demo --precision fp16 --tensorrt rtx
   sd-export build demo                     builds TensorRT engines for a bundle; see sd-export build --help
 
 The model goes where sd-run finds it by name, unless --output says otherwise: to bundles/ under $SD_LEAN_HOME, by
@@ -45,7 +46,8 @@ def build_parser() -> ArgumentParser:
     add("--components", metavar="A,B", help=everything)
     add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
-    add("--tensorrt", action="store_true", help="then build engines for the GPU at hand, as sd-export build does")
+    engines = "then build engines, as sd-export build does: for the GPU at hand, or with rtx for all RTX GPUs"
+    add("--tensorrt", nargs="?", const="gpu", choices=LIBRARY_NAMES, help=engines)
     add("--no-verify", action="store_true", help="do not compare the bundle with torch; its manifest will say so")
     add("--force", action="store_true", help="replace a bundle that is something else, or damaged")
     add("--quiet", action="store_true", help="print nothing but the bundle's place, notices and errors")
@@ -77,9 +79,9 @@ def _run(args: argparse.Namespace) -> None:
     )
     engines = _engines(args)
     if args.tensorrt:
-        from .tensorrt_.engine import import_tensorrt
+        from .tensorrt_.build import require_library
 
-        import_tensorrt()  # before the export takes its minutes
+        require_library(engines)  # before the export takes its minutes
     from .exporter import export
 
     bundle = export(options, quiet=args.quiet)
@@ -92,7 +94,9 @@ def _run(args: argparse.Namespace) -> None:
 
 def _engines(args: argparse.Namespace) -> BuildOptions:
     """Which engines to build, but for the bundle; UsageError before anything is exported."""
-    engines = build_options(args, Path(), args.engine_precision)
+    engines = build_options(args, Path(), args.engine_precision, args.tensorrt or "gpu")
+    if engines.turing:
+        require_half(args.precision, args.model)
     if not args.tensorrt and engines != BuildOptions(Path()):
         raise UsageError("flags for engines", accepted="only together with --tensorrt")
     if engines.precision is not None and args.precision != "fp32":

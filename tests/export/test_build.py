@@ -21,6 +21,7 @@ from sd_export.graphs.names import FLOAT32
 from sd_export.pack import write_synced
 from sd_export.tensorrt_ import build as module
 from sd_export.tensorrt_ import check as build_check
+from sd_export.tensorrt_ import local
 from sd_export.tensorrt_ import publish as build_publish
 from sd_export.tensorrt_.build import build
 from sd_export.tensorrt_.engine import Settings, build_engine
@@ -88,7 +89,8 @@ def test_a_bundle_gets_engines_that_the_runtime_uses(
     for component, form in (("unet", "plain"), ("sampler_step", "guided")):
         assert backend.engine(component, form, pytest.fail) is not None
     said = capsys.readouterr().err
-    assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 4.0 GB of GPU memory" in said
+    assert f"building 6 engines with TensorRT {version} on NVIDIA H200; each takes up to 29.8 MB of GPU memory" in said
+    assert "and what its layers use as scratch space" in said
     assert "differs by" in said and "ms a run" in said
     assert all(config.profile() for config in builders.configs)
 
@@ -192,8 +194,8 @@ def test_an_interrupted_build_keeps_what_was_finished(bundle: Path, monkeypatch:
         finished.append(label)
         return real(label, *arguments)  # type: ignore[arg-type]
 
-    real = module.build_engine
-    monkeypatch.setattr(module, "build_engine", second)
+    real = local.build_engine
+    monkeypatch.setattr(local, "build_engine", second)
     with pytest.raises(KeyboardInterrupt):
         build(BuildOptions(bundle, **SMALL))
     assert [r.component for r in manifest_of(bundle).engines] == ["vae_decoder"]
@@ -555,7 +557,7 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
         (
             "Could not find any implementation for node /conv_in/Conv due to insufficient workspace. See verbose log",
             "scratch space is too small, at /conv_in/Conv",
-            "close what else uses the GPU",
+            "give more with --workspace",
         ),
         (
             "In node 12 with name: mid_block.attentions.0/Attention and operator: Attention "

@@ -34,21 +34,21 @@ def options(**fields: object) -> BuildOptions:
     ],
 )
 def test_each_version_gets_a_graph_that_it_parses(manifest: Manifest, version: str, form: str) -> None:
-    assert form_for(manifest, None, version) == (form, "fp32")
+    assert form_for(manifest, options(), version) == (form, "fp32")
 
 
 def test_precisions_that_cannot_be_had_say_why(manifest: Manifest) -> None:
     half = replace(manifest, precision="fp16")
-    assert form_for(half, None, "11.4.0") == ("trt-basic", "fp16")
-    assert form_for(manifest, "bf16", "10.15.0") == ("trt-bf16", "bf16")
+    assert form_for(half, options(), "11.4.0") == ("trt-basic", "fp16")
+    assert form_for(manifest, options(precision="bf16"), "10.15.0") == ("trt-bf16", "bf16")
     with pytest.raises(UsageError, match=r"precision bf16: got a fp16 bundle and TensorRT 11\.4"):
-        form_for(half, "bf16", "11.4.0")
+        form_for(half, options(precision="bf16"), "11.4.0")
     with pytest.raises(UsageError, match=r"precision bf16: got a fp32 bundle and TensorRT 10\.13"):
-        form_for(manifest, "bf16", "10.13.0")
+        form_for(manifest, options(precision="bf16"), "10.13.0")
     with pytest.raises(UsageError, match="accepted fp32, the bundle's; sd-export --model demo --precision fp16"):
-        form_for(manifest, "fp16", "11.4.0")
+        form_for(manifest, options(precision="fp16"), "11.4.0")
     with pytest.raises(UsageError, match=r"TensorRT: got 8\.4\.1, accepted 8\.5 or newer"):
-        form_for(manifest, None, "8.4.1")
+        form_for(manifest, options(), "8.4.1")
 
 
 def test_by_default_one_exact_engine_and_one_dynamic_fallback(manifest: Manifest) -> None:

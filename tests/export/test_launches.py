@@ -16,7 +16,8 @@ from sd_export.graphs.precision import to_float16
 from sd_export.graphs.weights import save, save_graph
 from sd_export.networks.unet import UNet, unet_signature
 from sd_export.signature import Sizes
-from sd_export.tensorrt_.launches import CLEAR, FUSED_ATTENTION, Account, Launch, Tensor, account, read_account
+from sd_export.tensorrt_.launches import CLEAR, FUSED_ATTENTION, Account, Launch, Tensor, read_account
+from sd_export.tensorrt_.portable import build_portable
 from sd_runtime.bundle.manifest import ShapeRange
 from sd_runtime.errors import ExportError
 
@@ -64,7 +65,7 @@ def count(path: Path, form: str, sizes: Mapping[str, tuple[int, int]]) -> Accoun
         ]
         low, high = (tuple(axis[end] for axis in axes) for end in (0, 1))
         profile[value.name] = ShapeRange(low, high, high)
-    return account(path.parent.name, target, profile)
+    return build_portable(path.parent.name, target, profile).account
 
 
 def latents(rows: tuple[int, int], side: int) -> dict[str, tuple[int, int]]:

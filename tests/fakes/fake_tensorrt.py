@@ -59,6 +59,18 @@ class Strategy(IntEnum):
     STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
 
+class Specialization(IntEnum):
+    LAZY, EAGER, NONE = range(3)
+
+
+class CudaGraphs(IntEnum):
+    DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
+
+
+class Validity(IntEnum):
+    VALID, SUBOPTIMAL, INVALID = range(3)
+
+
 class Dims:
     def __init__(self, shape: list[int]) -> None:
         assert isinstance(shape, list)
@@ -74,9 +86,12 @@ class Dims:
 class FakeTensorRT:
     """The library in one version, on one machine; `install` puts it behind `import tensorrt`."""
 
-    def __init__(self, gpu: FakeGpu, version: str = "10.13.3") -> None:
-        self.gpu, self.version = gpu, version
-        self.number = tuple(map(int, version.split(".")[:2]))
+    def __init__(self, gpu: FakeGpu, version: str = "10.13.3", module: str = "tensorrt") -> None:
+        self.gpu, self.version, self.module = gpu, version, module
+        self.rtx = module == "tensorrt_rtx"
+        self.asked_validity = 0  # how often an engine's header was looked at
+        self.compiled: list[bytes] = []  # runtime caches that were read
+        self.number = (11, 0) if self.rtx else tuple(map(int, version.split(".")[:2]))
         self.runtimes: list[Runtime] = []
         self.engines: list[Engine] = []
         self.contexts: weakref.WeakSet[Context] = weakref.WeakSet()  # those alive
@@ -86,13 +101,16 @@ class FakeTensorRT:
         self.starts = True  # without a GPU, neither a runtime nor a builder is made
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-        module = ModuleType("tensorrt")
+        module = ModuleType(self.module)
         module.__version__ = self.version  # type: ignore[attr-defined]
         module.TensorIOMode, module.ILogger, module.Dims = TensorIOMode, ILogger, Dims  # type: ignore[attr-defined]
         module.Runtime = lambda logger: Runtime(self, logger)  # type: ignore[attr-defined]
         if self.number >= (10, 0):
             module.ExecutionContextAllocationStrategy = Strategy  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        if self.rtx:
+            module.DynamicShapesKernelSpecializationStrategy = Specialization  # type: ignore[attr-defined]
+            module.CudaGraphStrategy, module.EngineValidity = CudaGraphs, Validity  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, self.module, module)
         return self
 
 
@@ -109,15 +127,27 @@ class Runtime:
         self.library, self.logger = library, logger
         if library.number >= (8, 6):
             self.engine_host_code_allowed = False
+        if library.rtx:
+            self.get_engine_validity = self._validity
         library.runtimes.append(self)
 
     def error(self, message: str) -> None:
         self.logger.log(Severity.ERROR, message)
 
+    def _validity(self, header: bytes) -> tuple[Validity, int]:
+        self.library.asked_validity += 1
+        return (Validity.VALID, 0) if self._reads(json.loads(header)) else (Validity.INVALID, 4)
+
+    def _reads(self, plan: dict[str, Any]) -> bool:
+        """TensorRT for RTX does not ask for the GPU's name."""
+        fits = self.library.rtx or plan.get("gpu") == self.library.gpu.name
+        return fits and plan.get("tensorrt") == self.library.version
+
     def deserialize_cuda_engine(self, serialized: bytes) -> Engine | None:
         self.logger.log(Severity.INFO, "Loaded engine size: 1 MiB")
         plan = {} if self.library.damaged else json.loads(serialized)
-        if plan.get("tensorrt") != self.library.version or plan.get("gpu") != self.library.gpu.name:
+        assert not self.library.rtx or self.library.asked_validity, "the header comes first"
+        if not self._reads(plan):
             self.error(
                 "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match"
             )
@@ -127,7 +157,8 @@ class Runtime:
             (8, 6): Engine8,
             (10, 0): Engine100,
         }
-        self.library.engines.append(kinds.get(self.library.number, Engine)(self, plan))
+        kind = EngineRtx if self.library.rtx else kinds.get(self.library.number, Engine)
+        self.library.engines.append(kind(self, plan))
         return self.library.engines[-1]
 
 
@@ -311,6 +342,65 @@ class Engine100(Engine):
     def create_execution_context(self, strategy: Strategy = Strategy.STATIC) -> Context | None:
         assert strategy == Strategy.USER_MANAGED
         return self._context(Context100)
+
+
+class RuntimeCache:
+    def __init__(self, library: FakeTensorRT) -> None:
+        self.library, self.content = library, b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.library.compiled.append(blob)
+        self.content = blob
+        return True
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.content or b"kernels")
+
+
+class RuntimeConfig:
+    """The library's own defaults, each of which is wrong for us."""
+
+    def __init__(self, library: FakeTensorRT) -> None:
+        self.library = library
+        self.strategy, self.cuda_graph_strategy = Strategy.STATIC, CudaGraphs.WHOLE_GRAPH_CAPTURE
+        self.dynamic_shapes_kernel_specialization_strategy = Specialization.LAZY
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.library)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class ContextRtx(Context):
+    """A capture must have been asked about."""
+
+    asked = False
+
+    def is_stream_capturable(self, stream_handle: int) -> bool:
+        assert stream_handle in self.engine.gpu.streams
+        self.asked = True
+        return self.engine.library.capturable
+
+    def _enqueue(self, stream_handle: int) -> bool:
+        assert self.asked or not self.engine.gpu.streams[stream_handle].capturing, "nobody asked"
+        return super()._enqueue(stream_handle)
+
+
+class EngineRtx(Engine):
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self.library)
+
+    def create_execution_context(self, config: RuntimeConfig) -> Context | None:  # type: ignore[override]
+        assert config.strategy == Strategy.USER_MANAGED, "contexts must not bring memory of their own"
+        assert config.dynamic_shapes_kernel_specialization_strategy == Specialization.EAGER
+        assert config.cuda_graph_strategy == CudaGraphs.DISABLED and config.cache is not None
+        return self._context(ContextRtx)
 
 
 class Context8(Context100):

@@ -55,8 +55,8 @@ def test_what_no_backend_has_is_said(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("backends", "message"),
     [
-        (["torch"], "backends: got torch, accepted tensorrt, onnxruntime"),
-        ("onnxruntime", r"backends: got onnxruntime, accepted a list of tensorrt, onnxruntime"),
+        (["torch"], "backends: got torch, accepted tensorrt, tensorrt_rtx, onnxruntime"),
+        ("onnxruntime", r"backends: got onnxruntime, accepted a list of tensorrt, tensorrt_rtx, onnxruntime"),
         ([], "backends: got "),
     ],
 )

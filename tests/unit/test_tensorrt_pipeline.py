@@ -252,7 +252,7 @@ def read_flags(flags: str) -> dict[str, Any]:
         "sizes": sizes,
         "batches": parse_batches(args.batch),
         "refittable": args.refittable,
-        "fallback": not args.no_fallback,
+        "fallback": args.fallback,
     }
 
 

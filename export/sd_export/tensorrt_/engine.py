@@ -32,13 +32,13 @@ class Settings:
 
     precision     of the arithmetic
     refittable    the weights can be exchanged afterwards
-    workspace     bytes of GPU memory that a layer may use as scratch space
+    workspace     bytes of GPU memory that a layer may use as scratch space; None leaves it to TensorRT
     timing_cache  a file that remembers how fast kernels are on this GPU; created if need be
     """
 
     precision: EnginePrecision
     refittable: bool
-    workspace: int
+    workspace: int | None
     timing_cache: Path
 
 
@@ -53,8 +53,12 @@ class Built:
 @dataclass
 class BuildLog:
     """What TensorRT said during one build, and whether the user pressed Ctrl-C while it called Python: an exception
-    must not leave a callback, for in C++ it would end the process."""
+    must not leave a callback, for in C++ it would end the process.
 
+    listing: whether messages of every kind are kept, for what they say of the engine's layers."""
+
+    listing: bool = False
+    messages: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -104,15 +108,19 @@ def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Settings, re
     shapes = Profile()
     for name, allowed in profile.items():
         shapes.add(name, allowed.min, allowed.opt, allowed.max)
-    monitor = progress_monitor(report, log) if hasattr(trt, "IProgressMonitor") else None  # since 8.6 in C++, 10.0 here
+    monitor = (
+        progress_monitor(trt, report, log) if hasattr(trt, "IProgressMonitor") else None
+    )  # since 8.6 in C++, 10.0 here
     settings.timing_cache.parent.mkdir(parents=True, exist_ok=True)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
-        builder = trt.Builder(build_logger(log))
+        builder = trt.Builder(build_logger(trt, log))
         network, parser = parse(builder, path, settings.precision, log)
         config = CreateConfig(
             profiles=[shapes],
             refittable=settings.refittable,
-            memory_pool_limits={trt.MemoryPoolType.WORKSPACE: settings.workspace},
+            memory_pool_limits=None
+            if settings.workspace is None
+            else {trt.MemoryPoolType.WORKSPACE: settings.workspace},
             load_timing_cache=str(settings.timing_cache) if settings.timing_cache.is_file() else None,
             progress_monitor=monitor,
             **(_weakly_typed(settings.precision) if is_weakly_typed() else {}),
@@ -196,9 +204,8 @@ def attentions(network: trt.INetworkDefinition) -> int:
     return kinds.count("ATTENTION_INPUT") or kinds.count("SOFTMAX")
 
 
-def build_logger(log: BuildLog) -> trt.ILogger:
-    """A logger that keeps errors and warnings."""
-    import tensorrt as trt
+def build_logger(trt: Any, log: BuildLog) -> Any:
+    """A logger that keeps errors and warnings; `trt` is the library's module."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # which type checkers only know where TensorRT is installed
         def __init__(self) -> None:
@@ -206,6 +213,8 @@ def build_logger(log: BuildLog) -> trt.ILogger:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             with log.uninterrupted():
+                if log.listing:
+                    log.messages.append(msg)
                 if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                     log.errors.append(msg)
                 elif severity == trt.ILogger.Severity.WARNING:
@@ -214,12 +223,9 @@ def build_logger(log: BuildLog) -> trt.ILogger:
     return Logger()
 
 
-def progress_monitor(report: Report, log: BuildLog) -> Any:
+def progress_monitor(trt: Any, report: Report, log: BuildLog) -> Any:
     """Tells `report` the innermost phase and how far it is, "Tactic selection 120/480", and stops a build that was
     interrupted."""
-    import tensorrt
-
-    trt: Any = tensorrt  # not every version has an IProgressMonitor
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

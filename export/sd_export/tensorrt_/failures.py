@@ -46,9 +46,10 @@ KNOWN = (
         "close what else uses the GPU, ask for a smaller --batch or --size, or build with --no-fallback",
     ),
     _Known(
-        r"[Ii]nsuff?icient (?:workspace|memory on requested)|[Tt]actic .* requested .*[Ww]orkspace",
+        r"[Ii]nsuff?icient (?:workspace|memory on requested)|[Tt]actic .* requested .*[Ww]orkspace"
+        r"|within workspace limit",
         "the memory set aside for the layers' scratch space is too small",
-        "close what else uses the GPU, or give more with --workspace",
+        "give more with --workspace, or leave that flag out",
     ),
     _Known(
         r"[Cc]ould not find any implementation for node (.+?)\.?(?: due to| \[|$)",

@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from sd_runtime.bundle.manifest import ShapeRange
-from sd_runtime.errors import DependencyError, ExportError, one_line
-
-from .failures import explain
+from sd_runtime.errors import ExportError
 
 BYTES = {"Float": 4, "Half": 2, "BFloat16": 2, "Int32": 4, "Int64": 8, "Bool": 1, "Int8": 1, "UInt8": 1}
 NO_LAUNCH = ("shape_call", "reshape", "cast", "signal", "wait")  # sizes of axes that vary, on the host; other streams
@@ -117,52 +112,3 @@ def _kind(name: str, layer: str, inputs: tuple[Tensor, ...]) -> str:
     if generated is None:
         return layer
     return CLEAR if generated[1] == "Move" and not inputs else generated[1]
-
-
-def account(label: str, path: Path, profile: Mapping[str, ShapeRange]) -> Account:
-    """Build the graph in `path` with TensorRT for RTX and say what its engine launches.
-
-    DependencyError: the library is missing; ExportError: it does not take the graph."""
-    try:
-        import tensorrt_rtx
-    except (ImportError, OSError) as error:
-        what = f"counting launches needs TensorRT for RTX ({one_line(str(error))})"
-        raise DependencyError(what, remedy="pip install tensorrt-rtx-cu13") from error
-    trt: Any = tensorrt_rtx
-    log = _Log()
-    builder = trt.Builder(_logger(trt, log))
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, builder.logger)
-    if not parser.parse_from_file(str(path)):
-        raise explain(label, [str(parser.get_error(index)) for index in range(parser.num_errors)])
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    shapes = builder.create_optimization_profile()
-    for name, allowed in profile.items():
-        shapes.set_shape(name, allowed.min, allowed.opt, allowed.max)
-    config.add_optimization_profile(shapes)
-    if builder.build_serialized_network(network, config) is None:
-        raise explain(label, log.errors)
-    return read_account(log.messages)
-
-
-@dataclass
-class _Log:
-    """All that the builder said, and of it the errors."""
-
-    messages: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-
-def _logger(trt: Any, log: _Log) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]  # which type checkers only know where the library is installed
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            log.messages.append(msg)
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                log.errors.append(msg)
-
-    return Logger()

@@ -7,7 +7,7 @@ memory, and the engine's, grow with the largest shape that a profile allows.  Im
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Final
 from sd_runtime.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from sd_runtime.bundle.manifest import EnginePrecision, Graph, Manifest, ShapeRange
+    from sd_runtime.bundle.manifest import EngineLibrary, EnginePrecision, Graph, Manifest, ShapeRange
     from sd_runtime.tensor import TensorSpec
 
     Range = tuple[int, int, int]  # smallest, tuned for, largest
 
 ENGINE_PRECISIONS: Final = ("fp32", "fp16", "bf16")
+LIBRARIES: Final = ("tensorrt", "tensorrt_rtx")
 STEP = 64  # pixels; Stable Diffusion's UNet halves its latents three times
 BFLOAT16: Final = (10, 15)  # has a layer for GroupNormalization as of opset 21; older opsets know no bfloat16
 STRONGLY_TYPED: Final = (10, 0)  # takes precision from the graph; version 11 knows nothing else
 OLDEST: Final = (8, 5)
+NEWEST: Final = (11, 0)
 
 DRAWS = (1, 1, 8)  # rows of noise that the device loop keeps ready
 PROMPTS = (1, 2, 8)  # prompts in one call of the text encoder
@@ -34,14 +36,18 @@ FALLBACK_CHUNKS = 3  # of 77 tokens
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Build engines for the bundle in the folder `bundle`, for the GPU and the TensorRT of this machine.
+    """Build engines for the bundle in the folder `bundle`.
 
     sizes       (width, height) in pixels; none means the size that the model recommends
     batches     pictures at once
     precision   None is the bundle's own; bf16 needs a float32 bundle and TensorRT 10.15
-    refittable  the weights can be exchanged later, at some cost in speed
-    fallback    also build a dynamic engine for shapes near those asked for
-    workspace   GB of GPU memory that a layer may use as scratch space
+    refittable  the weights can be exchanged later, at some cost in speed; not with TensorRT for RTX
+    fallback    also build a dynamic engine for shapes near those asked for; None: with TensorRT, not with TensorRT for
+                RTX, whose engines take any number of pictures up to the largest batch as they are
+    workspace   GB of GPU memory that a layer may use as scratch space; None leaves it to the library
+    library     "tensorrt": engines for the GPU of this machine; "tensorrt_rtx": for all GPUs that TensorRT for RTX
+                knows, built on any machine
+    turing      with TensorRT for RTX: also build engines for GPUs of compute capability 7.5, which need their own
     """
 
     bundle: Path
@@ -49,8 +55,10 @@ class BuildOptions:
     batches: tuple[int, ...] = (1,)
     precision: EnginePrecision | None = None
     refittable: bool = False
-    fallback: bool = True
-    workspace: float = 4.0
+    fallback: bool | None = None
+    workspace: float | None = None
+    library: EngineLibrary = "tensorrt"
+    turing: bool = False
 
     def __post_init__(self) -> None:
         for width, height in self.sizes:
@@ -59,10 +67,21 @@ class BuildOptions:
                 raise UsageError("size", got=f"{width}x{height}", accepted=accepted)
         if not self.batches or not all(1 <= batch <= 16 for batch in self.batches):
             raise UsageError("batch", got=self.batches, accepted="1 to 16 pictures")
-        if not 0 < self.workspace <= 1000:
+        if self.workspace is not None and not 0 < self.workspace <= 1000:
             raise UsageError("workspace", got=self.workspace, accepted="GB, more than 0")
         if self.precision not in (None, *ENGINE_PRECISIONS):
             raise UsageError("precision", got=self.precision, accepted=", ".join(ENGINE_PRECISIONS))
+        self._check_library()
+
+    def _check_library(self) -> None:
+        """UsageError: what one of the libraries cannot do."""
+        if self.library not in LIBRARIES:
+            raise UsageError("library", got=self.library, accepted=", ".join(LIBRARIES))
+        if self.turing and self.library != "tensorrt_rtx":
+            raise UsageError("turing", got="with TensorRT", accepted="with TensorRT for RTX: --for rtx")
+        if self.refittable and self.library == "tensorrt_rtx":
+            remedy = "leave it out, or build with TensorRT on the machine that draws"
+            raise UsageError("refittable", got="TensorRT for RTX, which needs a GPU for it", remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -86,24 +105,31 @@ class EngineBuild:
 
 
 def plan_builds(manifest: Manifest, options: BuildOptions, tensorrt: str) -> tuple[EngineBuild, ...]:
-    """All engines that `options` ask for, the large ones first.
+    """All engines that `options` ask for, the large ones first; `tensorrt` is the version of their library.
 
     UsageError, BundleError: the bundle has no such graphs."""
-    form, precision = form_for(manifest, options.precision, tensorrt)
+    form, precision = form_for(manifest, options, tensorrt)
     sizes = options.sizes or ((manifest.defaults.width, manifest.defaults.height),)
     planner = _Planner(manifest, form, precision)
     wanted = [(width, height, batch) for width, height in sizes for batch in options.batches]
-    builds = [planned for component in ("unet", "vae_decoder", "taesd") for planned in planner.exact(component, wanted)]
-    if options.fallback:
+    portable = options.library == "tensorrt_rtx"
+    exact = ("vae_decoder", "taesd", "vae_encoder") if portable else ("unet", "vae_decoder", "taesd")
+    builds = [*planner.any_rows(sizes, wanted)] if portable else []
+    builds += [planned for component in exact for planned in planner.exact(component, wanted)]
+    if not portable if options.fallback is None else options.fallback:
         components = ("unet", "vae_decoder", "taesd", "vae_encoder")
         builds += [planned for component in components for planned in planner.dynamic(component, wanted)]
     return (*builds, *planner.rest(wanted))
 
 
-def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) -> tuple[str, EnginePrecision]:
-    """The graphs' form that a version of TensorRT parses, and the precision; UsageError if it cannot be had."""
+def form_for(manifest: Manifest, options: BuildOptions, tensorrt: str) -> tuple[str, EnginePrecision]:
+    """The graphs' form that a version of a library parses, and the precision; UsageError if it cannot be had."""
     version = tuple(int(part) for part in tensorrt.split(".")[:2])
-    precision = wanted or manifest.precision
+    if options.library == "tensorrt_rtx":
+        version = NEWEST  # it counts its own, and parses what the newest TensorRT does
+    precision = options.precision or manifest.precision
+    if options.turing:
+        require_half(precision, manifest.source.id)
     if version < OLDEST:
         raise UsageError("TensorRT", got=tensorrt, accepted="8.5 or newer")
     if precision == "bf16":
@@ -117,6 +143,13 @@ def form_for(manifest: Manifest, wanted: EnginePrecision | None, tensorrt: str) 
     if version < STRONGLY_TYPED:
         return "trt-legacy", precision
     return "trt-basic", precision
+
+
+def require_half(precision: EnginePrecision, model: str) -> None:
+    """UsageError unless Turing's tensor cores know the precision: TensorRT for RTX has no other products for them."""
+    if precision != "fp16":
+        remedy = f"build without --turing, or export for it: sd-export --model {model} --precision fp16"
+        raise UsageError("turing", got=f"precision {precision}", accepted="fp16", remedy=remedy)
 
 
 def _at_once(component: str, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
@@ -141,6 +174,16 @@ class _Planner:
             axes = self._picture((rows * batch,) * 3, (width,) * 3, (height,) * 3)
             axes["sequence_length"] = (self._positions,) * 3
             yield from self._engine(component, axes, f"{width}x{height} batch {batch}")
+
+    def any_rows(self, sizes: Sequence[tuple[int, int]], wanted: list[tuple[int, int, int]]) -> Iterator[EngineBuild]:
+        """One engine of the UNet for each size (width, height), for any number of rows up to the most that the largest
+        batch can have: with TensorRT for RTX that costs no speed."""
+        rows, widest = self._rows("unet")
+        tuned, most = rows * wanted[0][2], widest * max(size[2] for size in wanted)
+        for width, height in sizes:
+            axes = self._picture((1, tuned, most), (width,) * 3, (height,) * 3)
+            axes["sequence_length"] = (self._positions,) * 3
+            yield from self._engine("unet", axes, f"{width}x{height}")
 
     def dynamic(self, component: str, wanted: list[tuple[int, int, int]]) -> Iterator[EngineBuild]:
         """One engine for a range around the sizes, any number of rows up to the most that they can have: guidance may

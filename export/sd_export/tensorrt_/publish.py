@@ -17,9 +17,11 @@ from ..pack import write_synced
 
 
 def engine_path(target: Target, label: str, plan: bytes) -> str:
-    """Where an engine goes in a bundle: "engines/nvidia-h200-trt10.13.3/unet-512x512-batch-1.0123456789ab.plan"."""
+    """Where an engine goes in a bundle: "engines/nvidia-h200-trt10.13.3/unet-512x512-batch-1.0123456789ab.plan", or
+    "engines/sm80-rtx1.7.1/…" where it is not for one GPU model."""
     digest = hashlib.sha256(plan).hexdigest()[:12]
-    return f"engines/{slug(f'{target.gpu} trt{target.tensorrt}')}/{slug(label)}.{digest}.plan"
+    place = f"sm{target.compute_capability.replace('.', '')} rtx" if target.serves else f"{target.gpu} trt"
+    return f"engines/{slug(place + target.tensorrt)}/{slug(label)}.{digest}.plan"
 
 
 def publish(root: Path, record: EngineRecord, plan: bytes) -> None:

@@ -46,7 +46,7 @@ def build_parser() -> ArgumentParser:
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", help="a bundle's folder, or the name of an exported model")
     add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
-    backends = "what runs the networks, in order of preference (default: tensorrt, onnxruntime)"
+    backends = "what runs the networks, in order of preference (default: tensorrt, tensorrt_rtx, onnxruntime)"
     add("--backend", metavar="A,B", help=backends)
     add("--rounds", type=int, default=10, metavar="N", help="measured pictures (default: 10)")
     add("--warmup", type=int, default=2, metavar="N", help="pictures drawn before those (default: 2)")

@@ -27,6 +27,15 @@ def data_home() -> Path:
     return Path(platformdirs.user_data_dir("sd-lean", appauthor=False))
 
 
+def cache_home() -> Path:
+    """Where what can be made again is kept, under the data directory if that was moved; it need not exist yet."""
+    if os.environ.get(HOME_VARIABLE):
+        return data_home() / "cache"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("sd-lean", appauthor=False))
+
+
 def bundle_home() -> Path:
     """The folder of the user's bundles, one folder a bundle (names that start with a dot are not bundles)."""
     return data_home() / "bundles"

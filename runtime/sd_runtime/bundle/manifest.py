@@ -28,6 +28,7 @@ MAX_FILE = 32 << 30  # bytes; Stable Diffusion's UNet takes 3.5e9 in float32
 
 Precision = Literal["fp32", "fp16"]
 EnginePrecision = Literal["fp32", "fp16", "bf16"]  # a bfloat16 engine is built from float32 weights
+EngineLibrary = Literal["tensorrt", "tensorrt_rtx"]  # by the name of its module
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,15 @@ class ShapeRange:
 
 @dataclass(frozen=True)
 class Target:
-    """The machine and libraries that a TensorRT engine was built on: it runs on their like and on nothing else.
+    """What a TensorRT engine was built for.  One of TensorRT runs on the GPU model that it was built on, and on nothing
+    else; one of TensorRT for RTX is built without a GPU, and runs on those with a compute capability that it serves.
 
-    gpu                 as the driver names it: "NVIDIA H200"
-    compute_capability  "9.0"
+    gpu                 as the driver names it: "NVIDIA H200"; "" without one
+    compute_capability  "9.0": of the GPU, or the oldest that an engine of TensorRT for RTX serves
     tensorrt            the library's version: "10.13.3.9"
-    cuda, driver        the CUDA version that the driver offers, "13.0", and the driver's own, "580.65.06"
+    cuda, driver        the CUDA version that the driver offers, "13.0", and the driver's own, "580.65.06"; or ""
+    library             that built it, and that runs it
+    serves              every compute capability that an engine of TensorRT for RTX runs on
     """
 
     gpu: str
@@ -114,6 +118,8 @@ class Target:
     tensorrt: str
     cuda: str
     driver: str
+    library: EngineLibrary = "tensorrt"
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class EngineRecord:
     graph, weights     `FileRecord.digest` of the files that it was built from
     refittable         its weights can be exchanged without building again
     activation_memory  bytes of device memory that a run takes beside the weights, at the largest shapes
+    checked            how far: "structure", by what its builder says of its layers, without a GPU; "run" on one, and
+                       "compared" there with ONNX Runtime; None: built by version 0.1.0, which ran what it built
     """
 
     component: str
@@ -137,6 +145,7 @@ class EngineRecord:
     weights: str | None
     refittable: bool
     activation_memory: int
+    checked: Literal["structure", "run", "compared"] | None = None
 
     def accepts(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether the engine takes inputs of these shapes; those that the profile does not name are fixed."""

@@ -79,7 +79,7 @@ def _add_pictures(parser: ArgumentParser) -> None:
 def _add_program(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("this program").add_argument
     add("--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: cuda where there is one")
-    backends = "what runs the networks, in order of preference (default: tensorrt, onnxruntime)"
+    backends = "what runs the networks, in order of preference (default: tensorrt, tensorrt_rtx, onnxruntime)"
     add("--backend", metavar="A,B", help=backends)
     add("--no-safety-checker", dest="safety_checker", action="store_false", help="do not run the model's own")
     add("--quiet", action="store_true", help="print nothing but errors")

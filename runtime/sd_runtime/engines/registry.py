@@ -19,6 +19,12 @@ def _tensorrt(bundle: Bundle, machine: Machine) -> Backend | None:
     return open_tensorrt(bundle, machine)
 
 
+def _tensorrt_rtx(bundle: Bundle, machine: Machine) -> Backend | None:
+    from .tensorrt_.selection import open_tensorrt
+
+    return open_tensorrt(bundle, machine, "tensorrt_rtx")
+
+
 def _onnxruntime(bundle: Bundle, machine: Machine) -> Backend:
     from .onnxruntime_.backend import open_onnxruntime
 
@@ -35,11 +41,12 @@ Opener = Callable[[Bundle, Machine], Backend | None]  # None, said aloud: it can
 
 BACKENDS: dict[str, Opener] = {
     "tensorrt": _tensorrt,
+    "tensorrt_rtx": _tensorrt_rtx,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "openvino-bf16": partial(_openvino, bfloat16=True),
 }
-USUAL = ("tensorrt", "onnxruntime")  # in the order in which they are asked where nothing else is said
+USUAL = ("tensorrt", "tensorrt_rtx", "onnxruntime")  # in the order in which they are asked where nothing else is said
 
 
 def open_backends(bundle: Bundle, machine: Machine, wanted: Sequence[str | Backend] | None = None) -> list[Backend]:

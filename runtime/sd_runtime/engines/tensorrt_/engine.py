@@ -166,8 +166,9 @@ class EngineLaunch:
 
     @property
     def recordable(self) -> bool:
-        """Not where the context is told other shapes in between: what a graph recorded would no longer hold."""
-        return self._engine.many_contexts or self._engine.exact
+        """Not where the context is told other shapes in between: what a graph recorded would no longer hold; and not
+        where the library says that a run cannot be."""
+        return (self._engine.many_contexts or self._engine.exact) and self._context.capturable
 
     def __call__(self) -> None:
         with self._engine.gpu.turn(f"running the engine {self._engine.name}"):

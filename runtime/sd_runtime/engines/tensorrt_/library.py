@@ -1,8 +1,10 @@
-"""TensorRT 8.5 to 11: engines deserialised once, contexts that run them.  Only here is the library itself touched.
+"""TensorRT 8.5 to 11, and TensorRT for RTX: engines deserialised once, contexts that run them.  Only here are the
+libraries themselves touched.
 
-The name-based calls (set_input_shape, set_tensor_address, execute_async_v3) are the only ones that all these versions
-have.  Where versions differ, the newer way is tried first and the comment says since when it exists.  Weights belong
-to the engine, activations to the context: contexts bring no memory of their own but borrow the GPU's arena.
+The name-based calls (set_input_shape, set_tensor_address, execute_async_v3) are the only ones that all of them have.
+Where libraries and versions differ, they are told apart by what they have, never by a number; the newer way is tried
+first, and the comment says since when it exists.  Weights belong to the engine, activations to the context: contexts
+bring no memory of their own but borrow the GPU's arena.
 
 A serialized engine is executable content.  Host code in it stays forbidden, and only bytes that were verified get here.
 """
@@ -13,63 +15,91 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...bundle.manifest import Target
+from ...bundle.manifest import EngineLibrary, Target
 from ...errors import DependencyError, EngineError, one_line
 from ..gpu.gpu import Gpu, failure
 from ..gpu.memory import ArenaBlock, GpuTensor
+from .kernels import KernelCache, specialised_context
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "BOOL": "bool"}
-MANY_CONTEXTS = 10  # the version since which several contexts may share an engine's one profile of shapes
+TITLES: Mapping[EngineLibrary, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class TensorRT:
-    """The library, opened: what it logs is collected, to say why a call failed."""
+    """One of the libraries, opened: what it logs is collected, to say why a call failed.
 
-    def __init__(self) -> None:
-        """DependencyError: TensorRT is not installed, or its libraries do not load; EngineError: it finds no GPU."""
+    trt  its module"""
+
+    def __init__(self, name: EngineLibrary = "tensorrt") -> None:
+        """DependencyError: it is not installed, or what it needs does not load; EngineError: it finds no GPU."""
+        self.name, self.title = name, TITLES[name]
         try:
-            import tensorrt as trt
+            self.trt: Any = import_module(name)
         except (ImportError, OSError) as error:  # OSError: the package is there, a library that it needs is not
-            raise DependencyError(
-                f"TensorRT does not load ({one_line(str(error))})", remedy='pip install "sd-lean[tensorrt]"'
-            ) from error
-        self.version = str(trt.__version__)
+            remedy = f'pip install "sd-lean[{name.replace("_", "-")}]"'
+            raise DependencyError(f"{self.title} does not load ({one_line(str(error))})", remedy=remedy) from error
+        self.version = str(self.trt.__version__)
         self.errors = ErrorLog()
-        self._logger = collecting_logger(self.errors)
+        self._logger = collecting_logger(self.trt, self.errors)
+        self._cache: KernelCache | None = None
         try:
-            self._runtime = trt.Runtime(self._logger)
+            self._runtime = self.trt.Runtime(self._logger)
         except TypeError as error:  # pybind11's for "no object was made"
-            raise self.failure("TensorRT does not start") from error
+            raise self.failure(f"{self.title} does not start") from error
         if hasattr(self._runtime, "engine_host_code_allowed"):  # since 8.6; before, engines could not hold any
             self._runtime.engine_host_code_allowed = False
-
-    @property
-    def major(self) -> int:
-        return int(self.version.split(".")[0])
 
     def load(self, name: str, plan: bytes, gpu: Gpu) -> LoadedEngine:
         """Put an engine's weights on the GPU.  `name` is for messages; EngineError, OutOfMemoryError."""
         with gpu.turn(f"loading the TensorRT engine {name}"):
+            self._check_validity(name, plan)
             engine: trt.ICudaEngine | None = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise self.failure(f"cannot load the TensorRT engine {name}")
             return LoadedEngine(self, gpu, name, engine)
 
+    def _check_validity(self, name: str, plan: bytes) -> None:
+        """EngineError: by its header the engine is for other GPUs, or of a version that this one does not read."""
+        if not hasattr(self._runtime, "get_engine_validity"):  # TensorRT for RTX
+            return
+        validity, diagnostics = self._runtime.get_engine_validity(plan)
+        if validity == self.trt.EngineValidity.INVALID:
+            what = f"{self.title} {self.version} finds the engine {name} invalid on this GPU ({diagnostics})"
+            raise EngineError(what)
+
+    def create_context(self, engine: Any, gpu: Gpu) -> Any:
+        """A context without memory for activations; None: it cannot be made."""
+        trt = self.trt
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # TensorRT for RTX
+            if self._cache is None:
+                self._cache = KernelCache(f"{gpu.name} sm{gpu.compute_capability} {self.version}")
+            return specialised_context(trt, engine, self._cache)
+        if hasattr(trt, "ExecutionContextAllocationStrategy"):  # since 10.0
+            create: Callable[..., Any] = engine.create_execution_context
+            return create(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if hasattr(engine, "create_execution_context_without_device_memory"):  # until 10
+            return engine.create_execution_context_without_device_memory()
+        raise EngineError(self.title, got=self.version, accepted="8.5 to 11")
+
     def failure(self, what: str) -> EngineError:
         """What the library has logged since the last failure, as an error."""
-        return failure(what, self.errors.take() or "TensorRT gives no reason")
+        return failure(what, self.errors.take() or f"{self.title} gives no reason")
 
     def close(self) -> None:
         """Let go of the library's runtime; its engines must have been closed."""
+        if self._cache is not None:
+            self._cache.save()
+            self._cache = None
         del self._runtime
 
 
@@ -91,10 +121,9 @@ class ErrorLog:
         return text
 
 
-def collecting_logger(errors: ErrorLog) -> trt.ILogger:
+def collecting_logger(trt: Any, errors: ErrorLog) -> Any:
     """A logger that keeps errors and drops the rest: warnings are for whoever builds engines.  That there is no GPU is
     one of these."""
-    import tensorrt as trt
 
     class Collector(trt.ILogger):  # type: ignore[misc]  # which type checkers only know where TensorRT is installed
         def __init__(self) -> None:
@@ -123,6 +152,7 @@ def current_target(library: TensorRT, gpu: Gpu) -> Target:
         tensorrt=library.version,
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
         driver=driver,
+        library=library.name,
     )
 
 
@@ -130,13 +160,12 @@ class LoadedEngine:
     """An engine whose weights lie on the GPU, once, however many contexts run it."""
 
     def __init__(self, library: TensorRT, gpu: Gpu, name: str, engine: trt.ICudaEngine) -> None:
-        import tensorrt as trt
-
         self.library, self.gpu, self.name = library, gpu, name
         self._engine: trt.ICudaEngine | None = engine
         self._contexts: dict[tuple[tuple[str, tuple[int, ...]], ...], Context] = {}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self.inputs = tuple(name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT)
+        reads = library.trt.TensorIOMode.INPUT
+        self.inputs = tuple(name for name in names if engine.get_tensor_mode(name) == reads)
         self.outputs = tuple(name for name in names if name not in self.inputs)
 
     @property
@@ -161,7 +190,7 @@ class LoadedEngine:
     @property
     def many_contexts(self) -> bool:
         """Whether each shape can have a context of its own; otherwise one context is told the shapes anew each time."""
-        return self.library.major >= MANY_CONTEXTS
+        return hasattr(self.library.trt, "ExecutionContextAllocationStrategy")  # since 10.0, like this freedom
 
     def context(self, shapes: Shapes) -> Context:
         """The context for these input shapes, with all of its outputs' shapes known.  Release it when done."""
@@ -192,7 +221,7 @@ class Context:
 
     def __init__(self, loaded: LoadedEngine) -> None:
         self._loaded = loaded
-        self._context: trt.IExecutionContext | None = create_context(loaded.engine)
+        self._context: trt.IExecutionContext | None = loaded.library.create_context(loaded.engine, loaded.gpu)
         if self._context is None:
             raise loaded.library.failure(f"cannot create a context for the engine {loaded.name}")
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -210,8 +239,7 @@ class Context:
         """Choose the inputs' shapes; nothing is done where they are chosen already."""
         if self._shapes == shapes:
             return
-        import tensorrt as trt
-
+        trt = self._loaded.library.trt
         if self._shapes:
             self._loaded.gpu.stream.sync()  # what is under way needs the old ones
         for name, shape in shapes.items():
@@ -225,6 +253,14 @@ class Context:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape that an output has for the inputs' shapes."""
         return tuple(self.context.get_tensor_shape(name)[:])
+
+    @property
+    def capturable(self) -> bool:
+        """Whether its runs may be recorded, where the library can tell: TensorRT for RTX."""
+        context: Any = self.context
+        if not hasattr(context, "is_stream_capturable"):
+            return True
+        return bool(context.is_stream_capturable(int(self._loaded.gpu.stream.handle)))
 
     def enqueue(self, tensors: Mapping[str, GpuTensor]) -> None:
         """Queue one run from and to `tensors`, which name every input and output."""
@@ -243,19 +279,6 @@ class Context:
         with self._loaded.gpu.closing():
             self._loaded.gpu.stream.sync()  # what is under way needs it
         self._context = None
-
-
-def create_context(engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
-    """A context without memory for activations."""
-    import tensorrt as trt
-
-    if hasattr(trt, "ExecutionContextAllocationStrategy"):  # since 10.0
-        create: Callable[..., trt.IExecutionContext | None] = engine.create_execution_context
-        return create(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-    if hasattr(engine, "create_execution_context_without_device_memory"):  # until 10
-        context: trt.IExecutionContext | None = engine.create_execution_context_without_device_memory()
-        return context
-    raise EngineError("TensorRT", got=trt.__version__, accepted="8.5 to 11")
 
 
 def activation_memory(engine: trt.ICudaEngine, context: trt.IExecutionContext) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 
 from ...bundle.bundle import Bundle
 from ...bundle.catalogue import ALWAYS, CATALOGUE
-from ...bundle.manifest import EnginePrecision, EngineRecord, Graph, Manifest, Target
+from ...bundle.manifest import EngineLibrary, EnginePrecision, EngineRecord, Graph, Manifest, Target
 from ...errors import DependencyError, EngineError
 from ...notices import warn
 from ...tensor import Dim
@@ -16,50 +16,55 @@ from ..device import DeviceEngine
 from ..gpu.gpu import Gpu
 from ..protocol import Engine
 from .engine import TensorRTEngine, breadth, not_built_for
-from .library import Shapes, TensorRT, current_target
+from .library import TITLES, Shapes, TensorRT, current_target
 from .rebuild import rebuild
+from .trial import Trial
 
 TENSORRT_FORM = "trt"  # what a graph's form starts with that computes as the plain one and is written for TensorRT
 TEXT = "encoder_hidden_states"
 
 
-def open_tensorrt(bundle: Bundle, machine: Machine) -> TensorRTBackend | None:
-    """The engines of a bundle that has some; if none fits, or not all that every picture needs, a warning says why."""
-    if machine.device == "cpu" or not bundle.manifest.engines:
+def open_tensorrt(bundle: Bundle, machine: Machine, library: EngineLibrary = "tensorrt") -> TensorRTBackend | None:
+    """A library's engines of a bundle that has some; if none fits, or not all that every picture needs, a warning says
+    why."""
+    if machine.device == "cpu" or not built_by(library, bundle.manifest):
         return None
+    unused = machine.on_cpu
     try:
-        backend = TensorRTBackend.open(bundle, machine)
+        backend = TensorRTBackend.open(bundle, machine, library)
     except (DependencyError, EngineError) as error:
-        machine.close()
-        warn(f"{error}; ONNX Runtime is used instead; to build engines on this machine: {rebuild(bundle)}")
+        if unused:
+            machine.close()
+        warn(f"{error}; {stand_in(library, bundle.manifest)} is used instead; {advice(library, bundle)}")
         return None
     backend.report_missing(ALWAYS)
     return backend
 
 
 class TensorRTBackend:
-    """TensorRT on a GPU, and those engines of a bundle that fit both."""
-
-    name = "tensorrt"
+    """TensorRT, or TensorRT for RTX, on a GPU, and those engines of a bundle that fit both."""
 
     def __init__(
         self, bundle: Bundle, library: TensorRT, gpu: Gpu, here: Target, records: tuple[EngineRecord, ...]
     ) -> None:
         """`gpu` is the caller's to close, after this."""
         self._bundle, self._library, self._gpu, self._records = bundle, library, gpu, records
-        self._here = here
+        self._here, self.name = here, library.name
+        self._trial = Trial(library, gpu, bundle)
         self._reported: set[str] = set()
 
     @classmethod
-    def open(cls, bundle: Bundle, machine: Machine) -> TensorRTBackend:
-        """DependencyError: no TensorRT, or nothing to drive a GPU; EngineError: no GPU, or no engine for the UNet fits
-        it: both sides are named."""
-        library, gpu = TensorRT(), machine.gpu()
-        here, records = current_target(library, gpu), bundle.manifest.engines
+    def open(cls, bundle: Bundle, machine: Machine, name: EngineLibrary = "tensorrt") -> TensorRTBackend:
+        """DependencyError: no such library, or nothing to drive a GPU; EngineError: no GPU, or no engine for the UNet
+        fits it: both sides are named."""
+        library, gpu = TensorRT(name), machine.gpu()
+        here, records = current_target(library, gpu), built_by(name, bundle.manifest)
         fitting = tuple(record for record in records if why_unusable(record, bundle.manifest, here) is None)
         if not any(record.component == "unet" for record in fitting):
             reasons = [why_unusable(record, bundle.manifest, here) for record in records if record.component == "unet"]
-            raise EngineError(f"no TensorRT engine fits: {reasons[0] if reasons else 'none was built for the UNet'}")
+            raise EngineError(
+                f"no {library.title} engine fits: {reasons[0] if reasons else 'none was built for the UNet'}"
+            )
         return cls(bundle, library, gpu, here, fitting)
 
     def records(self, component: str, form: str) -> list[EngineRecord]:
@@ -73,11 +78,14 @@ class TensorRTBackend:
         if not records:
             self.report_missing([component])
             return None
+        if self._here.library == "tensorrt_rtx":
+            records = [record for record in records if self._trial.passes(record, form, fallback)]
+            if not records:
+                return None
         graph = self._bundle.component(component).graph(records[0].form)
         other = None if CATALOGUE[component].any_rows else partial(self._fall_back, graph, records, fallback)
-        return TensorRTEngine(
-            self._library, self._gpu, graph, records, self._bundle.read_engine, rebuild(self._bundle), other
-        )
+        command, read = rebuild(self._bundle, self._here.library), self._bundle.read_engine
+        return TensorRTEngine(self._library, self._gpu, graph, records, read, command, other)
 
     def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> Sequence[int]:
         built = [record.profile["sample"] for record in self.records("unet", "plain")]
@@ -94,15 +102,16 @@ class TensorRTBackend:
             missing = [form for form in CATALOGUE[name].forms if not self.records(name, form)]
             if name in manifest.components and missing and name not in self._reported:
                 self._reported.add(name)
-                known = [record for record in manifest.engines if record.component == name]
+                known = [r for r in built_by(self._here.library, manifest) if r.component == name]
                 known = [record for record in known if requested_form(record.form) in missing]
                 why = [why_unusable(record, manifest, self._here) for record in known]
                 reason = next((text.split(" ", 1)[1] for text in why if text), "none was built")  # without its path
                 reasons.setdefault(reason, []).append(name)
         if reasons:
             listed = "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items())
-            command = rebuild(self._bundle, fallback=True)
-            warn(f"no TensorRT engine for {listed}; ONNX Runtime is used there; to build what is missing: {command}")
+            command = rebuild(self._bundle, self._here.library, fallback=True)
+            other = stand_in(self._here.library, manifest)
+            warn(f"no TensorRT engine for {listed}; {other} is used there; to build what is missing: {command}")
 
     def _fall_back(
         self, graph: Graph, records: Sequence[EngineRecord], fallback: Callable[[], Engine], shapes: Shapes
@@ -129,7 +138,7 @@ class TensorRTBackend:
         if dynamic and shapes[TEXT][1] > longest:
             return f"engines take prompts of up to {longest} tokens"
         size = picture_size(graph, shapes, self._bundle.manifest.latent.pixels)
-        return f"to build one that does: {rebuild(self._bundle, size=size, fallback=True)}"
+        return f"to build one that does: {rebuild(self._bundle, self._here.library, size=size, fallback=True)}"
 
     def _sizes(self, graph: Graph, records: Sequence[EngineRecord], shapes: Shapes) -> str:
         """Which pictures the engines are for, where that is why they do not take these shapes; "" where it is not."""
@@ -150,6 +159,25 @@ class TensorRTBackend:
         self._library.close()
 
 
+def built_by(library: EngineLibrary, manifest: Manifest) -> tuple[EngineRecord, ...]:
+    """The engines of a bundle that one of the libraries built."""
+    return tuple(record for record in manifest.engines if record.target.library == library)
+
+
+def stand_in(library: EngineLibrary, manifest: Manifest) -> str:
+    """What is asked where a library has no engine."""
+    if library == "tensorrt" and built_by("tensorrt_rtx", manifest):
+        return "TensorRT for RTX or ONNX Runtime"
+    return "ONNX Runtime"
+
+
+def advice(library: EngineLibrary, bundle: Bundle) -> str:
+    """What to do where none of a library's engines can be used: those of TensorRT for RTX are for all GPUs that it
+    knows, so that for another one there is only TensorRT."""
+    fitting = rebuild(bundle) if library == "tensorrt_rtx" else rebuild(bundle, library)
+    return f"to build engines on this machine: {fitting}"
+
+
 def requested_form(form: str) -> str:
     """The form that callers ask for when an engine was built from `form`."""
     return "plain" if form.startswith(TENSORRT_FORM) else form
@@ -160,7 +188,10 @@ def why_unusable(record: EngineRecord, manifest: Manifest, here: Target) -> str 
 
     The versions of CUDA and of the driver are recorded for people; TensorRT does not tie its engines to them."""
     needed = record.target
-    if (needed.tensorrt, needed.gpu, needed.compute_capability) != (
+    if needed.library == "tensorrt_rtx":  # which says of its engines itself whether a version reads them
+        if here.compute_capability not in needed.serves:
+            return f"{record.path} was built for {machine(needed)}; this is {machine(here)}"
+    elif (needed.tensorrt, needed.gpu, needed.compute_capability) != (
         here.tensorrt,
         here.gpu,
         here.compute_capability,
@@ -176,8 +207,10 @@ def why_unusable(record: EngineRecord, manifest: Manifest, here: Target) -> str 
 
 def machine(target: Target) -> str:
     """A target for people."""
+    if target.serves:
+        return f"compute capability {', '.join(target.serves)} by TensorRT for RTX {target.tensorrt}"
     return (
-        f"TensorRT {target.tensorrt} on {target.gpu} (compute capability {target.compute_capability}, "
+        f"{TITLES[target.library]} {target.tensorrt} on {target.gpu} (compute capability {target.compute_capability}, "
         f"CUDA {target.cuda}, driver {target.driver})"
     )
 
