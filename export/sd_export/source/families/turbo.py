@@ -1,8 +1,8 @@
 """SD-Turbo (Sauer et al. 2023), Stable Diffusion 2.1 distilled to one step.
 
-Its networks are Stable Diffusion 2.1's.  What tells it, whatever its folder is called, is its scheduler: Euler steps from
-the end of the schedule over a UNet that predicts noise.  Stable Diffusion 2.x as published steps by DDIM, PNDM or Euler
-from the front.  Steps and guidance scale are those of its model card."""
+Its networks are Stable Diffusion 2.1's.  What tells it, whatever its folder is called, is its scheduler: Euler steps
+from the end of the schedule over a UNet that predicts noise.  Stable Diffusion 2.x as published steps by DDIM, PNDM or
+Euler from the front.  Steps and guidance scale are those of its model card."""
 
 from __future__ import annotations
 
