@@ -92,6 +92,7 @@ def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
 
         def engine(self, component: str, form: str, fallback: Callable[[], Any]) -> Any:
             graph = bundle.component(component).graph(form)
+            bundle.open_graph(component, form)  # verified; OpenVINO reads it by its path
             return OpenVINOEngine(bundle.path(graph.path), graph.inputs, graph.outputs)
 
         def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> tuple[int, ...]:

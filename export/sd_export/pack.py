@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,7 @@ def locked(target: Path, notice: Callable[[str], None]) -> Iterator[None]:
     path = _beside(target, "lock")
     with _explained(target, errno.ENOENT):  # which /proc says
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()  # filelock would wait for a file that cannot be made as for one that is locked
+        _write_lock(path, b"")  # filelock would wait for a file that cannot be made as for one that is locked
         lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
@@ -43,7 +44,7 @@ def locked(target: Path, notice: Callable[[str], None]) -> Iterator[None]:
             lock.acquire()
     try:
         with suppress(OSError):
-            path.write_text(str(os.getpid()))
+            _write_lock(path, str(os.getpid()).encode())
         with _explained(target):
             _clean(target)
         yield
@@ -80,6 +81,22 @@ def write_synced(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
     for folder in (path.parent, *(new.parent for new in new_folders)):
         _fsync_folder(folder)
+
+
+def _write_lock(path: Path, content: bytes) -> None:
+    """Make the lock file, if there is none, and let it hold `content`.
+
+    OSError for what is not a file: a link, whose target would be overwritten, or a pipe, which would be waited for."""
+    flags = sum(getattr(os, name, 0) for name in ("O_RDWR", "O_CREAT", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
+        if content:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
 
 
 def _beside(target: Path, what: str) -> Path:

@@ -20,11 +20,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def printable(text: str) -> str:
+    """`text` on one line, with nothing in it that acts: line ends, terminal escapes, marks that turn the direction of
+    writing, invisible characters and lone surrogates stand there by their number.  All that is said goes through here.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def one_line(value: object, limit: int = 80) -> str:
-    """`value` as printable text on one line, shortened to `limit` characters: hostile input must not flood a log."""
+    """`value` as `printable` text, shortened to `limit` characters: hostile input must not flood a log."""
     text = value if isinstance(value, str) else repr(value)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: limit * 2])
+    text = printable(text[: limit * 2])
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -44,7 +52,7 @@ class SDError(Exception):
         if accepted is not None:
             parts.append(f"accepted {accepted}")
         message = f"{what}: {', '.join(parts)}" if parts else what
-        super().__init__(f"{message}; {remedy}" if remedy else message)
+        super().__init__(printable(f"{message}; {remedy}" if remedy else message))
 
 
 class UsageError(SDError, ValueError):

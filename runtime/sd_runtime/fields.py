@@ -58,6 +58,8 @@ class Field:
         """The kind and range in words."""
         if self.name == "seed":
             return "an integer from -2^63 to 2^64 - 1"
+        if self.name == "scheduler":
+            return "a sampler's name, such as euler_a"
         return {
             "text": "text",
             "integer": f"whole numbers from {self.low} to {self.high}",
@@ -219,7 +221,19 @@ def check_text(text: object, what: str = "prompt") -> None:
 
 def is_integer(value: object) -> bool:
     """Whether `value` is a whole number, numpy's included, and no bool."""
-    return hasattr(value, "__index__") and type(value).__name__ not in ("bool", "bool_", "ndarray")
+    if type(value).__name__ in ("bool", "bool_", "ndarray"):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # also of what has the method and not the kind of value for it
+        return False
+    return True
+
+
+def listed(value: object) -> object:
+    """Arrays and tensors of one axis, or none, as Python's lists and numbers; all else as it is."""
+    tolist = getattr(value, "tolist", None)
+    return tolist() if callable(tolist) and getattr(value, "ndim", 2) < 2 else value
 
 
 def check_known(names: Iterable[str]) -> None:

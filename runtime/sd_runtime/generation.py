@@ -13,6 +13,7 @@ import numpy as np
 from .errors import UsageError
 from .images.metadata import Parameters
 from .loop.guidance import Guidance
+from .loop.host import Evaluated
 from .loop.placement import Denoiser
 from .networks.safety_checker import SafetyChecker
 from .networks.vae import Decoded
@@ -55,6 +56,17 @@ class Batch:
     images: range
     latents: Array
     evaluations: int = 0
+
+
+def asks_to_stop(answer: object) -> bool:
+    """Whether a callback's answer ends the run: whatever is false, but for the None of a function without an answer.
+
+    UsageError: an answer that is neither true nor false, as an array of several numbers."""
+    try:
+        return answer is not None and not answer
+    except Exception as error:
+        accepted = "None or True to go on, False to stop"
+        raise UsageError("answer of the callback", got=type(answer).__name__, accepted=accepted) from error
 
 
 class Generation:
@@ -101,11 +113,23 @@ class Generation:
                 for evaluated in evaluations:
                     batch.latents = evaluated.latents
                     batch.evaluations += 1
-                    matrix = self._stages.preview_matrix
-                    yield Step(done, len(self), images, evaluated.timestep, evaluated.latents, matrix)
+                    yield self._step(done, images, evaluated)
                     done += 1
             self._current = None
             yield batch
+
+    def _step(self, done: int, images: range, evaluated: Evaluated) -> Step:
+        plan, k = self.prepared.plan, evaluated.index
+        return Step(
+            index=done,
+            total=len(self),
+            images=images,
+            timestep=evaluated.timestep,
+            sigma=float(plan.sigmas[k]),
+            model_input=evaluated.latents,
+            latent_scale=float(plan.latent_scales[k]),
+            preview_matrix=self._stages.preview_matrix,
+        )
 
     def _first(self, images: range, noise: NoiseSource) -> Array:
         """The latents (B, C, h, w) that a batch starts from.
@@ -146,6 +170,14 @@ class Generation:
         if self._current is not None:  # it was stopped
             batch, self._current = self._current, None
             yield self._result([batch])
+
+    def run(self, callback: Callable[[Step], object] | None = None) -> None:
+        """Run all steps, `callback` after each; see `asks_to_stop`.  UsageError: it cannot be called."""
+        if callback is not None and not callable(callback):
+            raise UsageError("callback", got=callback, accepted="a function of a Step")
+        for step in self:
+            if callback is not None and asks_to_stop(callback(step)):
+                self.stop()
 
     def stop(self) -> None:
         """No further step is run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,14 +44,14 @@ def make_inputs(
     UsageError: pictures without strength or the reverse, both pictures and latents, a wrong number, shape or file."""
     if (image is None) != (request.strength is None):
         raise UsageError(
-            "strength",
+            "`strength` without an image to change" if image is None else "an image to change without `strength`",
             got=request.strength,
-            accepted="only with an image" if image is None else "a number from 0 to 1, as there is an image",
+            remedy="give the image, or leave `strength` out" if image is None else "give a `strength` from 0 to 1",
         )
     if image is not None and latents is not None:
         raise UsageError("image and latents", accepted="one of them", remedy="noise for an image comes from its seed")
     if latents is not None:
-        return Inputs(latents=check_latents("latents", latents, (request.num_images, *latent_shape)))
+        return Inputs(latents=as_latents("latents", latents, (request.num_images, *latent_shape)))
     if image is None:
         return NO_INPUTS
     pictures = from_pictures(image, width=request.width, height=request.height, resize=request.resize)
@@ -59,14 +60,38 @@ def make_inputs(
     return Inputs(pictures=pictures)
 
 
-def check_latents(name: str, latents: Array, expected: tuple[int, ...]) -> Array:
-    """`latents` if they are finite float32 of the shape `expected`; UsageError, under this name, if not."""
-    if not isinstance(latents, np.ndarray) or latents.shape != expected or latents.dtype != np.float32:
-        got = f"{latents.dtype}{latents.shape}" if isinstance(latents, np.ndarray) else type(latents).__name__
-        raise UsageError(name, got=got, accepted=f"float32{expected}")
-    if not all_finite(latents):
-        raise UsageError(name, got="NaN or infinity", accepted="finite numbers")
-    return latents
+def as_latents(name: str, latents: object, expected: tuple[int | None, ...]) -> Array:
+    """`latents` as finite float32 of the shape `expected` (B, C, h, w), in which None stands for any size.
+
+    Floats of any width are taken, and tensors of other libraries that numpy can read; (C, h, w) is one picture's.
+    UsageError, under this name, for all else."""
+    sizes = ", ".join("any" if size is None else str(size) for size in expected)
+    accepted = f"float32({sizes})"
+    array = latents if isinstance(latents, np.ndarray) else _from_tensor(latents)
+    if array is None:
+        raise UsageError(name, got=type(latents).__name__, accepted=f"{accepted}, a numpy array")
+    if array.ndim == len(expected) - 1 and expected[0] in (None, 1):
+        array = array[None]
+    fits = array.ndim == len(expected) and all(b in (None, a) for a, b in zip(array.shape, expected, strict=True))
+    if array.dtype.kind != "f" or not fits:
+        raise UsageError(name, got=f"{array.dtype}{array.shape}", accepted=accepted)
+    with np.errstate(over="ignore"):
+        converted: Array = np.asarray(array, np.float32)
+    if not all_finite(converted):
+        raise UsageError(name, got="NaN or infinity", accepted="finite numbers in the range of float32")
+    return converted
+
+
+def _from_tensor(value: Any) -> Array | None:
+    """A tensor of another library as an array; None: numpy cannot read it."""
+    if not hasattr(value, "__array__"):
+        return None
+    try:
+        for readable in ("detach", "cpu"):  # what torch wants to be asked first
+            value = getattr(value, readable, lambda value=value: value)()
+        return np.asarray(value)
+    except Exception:  # a library's own reasons: a type that numpy lacks, a device that is gone
+        return None
 
 
 def check_size(height: int, width: int, latents: Sequence[tuple[int, int]], pixels: int) -> None:

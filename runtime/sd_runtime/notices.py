@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .errors import printable
+
 LOGGER = "sd_runtime"
 
 
 def warn(message: str) -> None:
+    """Say `message`, in one line."""
     import logging  # which few programs that import us need
 
-    logging.getLogger(LOGGER).warning(message)
+    logging.getLogger(LOGGER).warning("%s", printable(message))
 
 
 @contextmanager

@@ -12,35 +12,34 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .adapters.textual_inversion import load_textual_inversion
 from .bundle.bundle import Bundle, find_bundle
 from .bundle.catalogue import EAGER
 from .bundle.manifest import Manifest
-from .bundle.safetensors_file import open_safetensors
 from .engines.backend import Backend
 from .engines.engines import Engines
 from .errors import UsageError
-from .fields import Resize
+from .fields import Resize, check
 from .generation import Generation, Stages
 from .images.convert import Picture, from_pictures
 from .images.metadata import Parameters
 from .images.preview import SD1_PREVIEW
-from .inputs import NO_INPUTS, Inputs, check_latents, check_size, make_inputs
+from .inputs import NO_INPUTS, Inputs, as_latents, check_size, make_inputs
 from .loop.guidance import Guidance
 from .loop.placement import Loops
 from .networks.safety_checker import PREPROCESSOR, ImageProcessor, SafetyChecker
-from .networks.text_encoder import TOKEN_EMBEDDING
+from .networks.text_encoder import CONFIG, vocabulary_size
 from .networks.unet import guidance_width, sample_ranges
-from .networks.vae import Decoded, Posterior, encode
+from .networks.vae import Posterior, encode
+from .notices import warn
 from .prepared import Prepared, in_batches
-from .prompt import PromptEmbeddings, TokenEmbeddings, Tokenizer, encode_prompts
-from .provenance import describe
-from .request import DEFAULT_STRENGTH, Options, Request, make_request
+from .prompt import PromptEmbeddings, Tokenizer
+from .prompt_encoder import PromptEncoder
+from .provenance import describe, unused
+from .request import DEFAULT_STRENGTH, Options, Request, check_request, make_request
 from .result import Result, Step
 from .sampling import SamplingPlan, SchedulerConfig, make_plan, resolve
 from .tensor import Array
@@ -62,10 +61,10 @@ class Pipeline:
     ) -> None:
         """Use `Pipeline.load`; the parts are taken apart here for tests and embedders."""
         self.bundle, self.engines, self.tokenizer = bundle, engines, tokenizer
+        self.prompts = PromptEncoder(bundle, engines, tokenizer)
         self.loops = Loops(bundle, engines)
         self.scheduler_config = scheduler_config
         self.safety_checker = safety_checker  # as in diffusers, None turns it off
-        self.inversions: dict[str, Array] = {}  # the words of textual inversions, each with its vectors (k, D)
         preview = bundle.manifest.latent.preview
         self.preview_matrix = SD1_PREVIEW if preview is None else np.array(preview, np.float32)
 
@@ -104,6 +103,8 @@ class Pipeline:
 
         BundleError: the tokenizer's or the sampler's files are damaged."""
         tokenizer = Tokenizer.from_bytes({name: bundle.read(path) for name, path in bundle.under("tokenizer").items()})
+        if CONFIG in bundle.manifest.files:
+            tokenizer.check_ids(vocabulary_size(bundle.read(CONFIG)))
         scheduler_config = SchedulerConfig.from_bytes(bundle.read("scheduler/scheduler_config.json"))
         return cls(bundle, engines, tokenizer, scheduler_config, safety_checker)
 
@@ -126,16 +127,15 @@ class Pipeline:
 
         image: what to change instead of starting from noise alone: one for all prompts, or one each, of the kinds that
         `from_pictures` takes; strength, by default 0.8, is how much of it is noised away.
-        latents: (B, 4, height/8, width/8) float32 unit noise to start from instead of the seeds' noise.
+        latents: (B, 4, height/8, width/8) unit noise to start from instead of the seeds' noise.
         decode: False leaves it at the latents.
-        callback: called after every step; return False to stop early and get the picture as far as it came.
+        callback: called after every step; one that returns False, or anything else that is false but None, stops the
+        run, and the picture is there as far as it came.
         """
         if image is not None and options.get("strength") is None:
             options["strength"] = DEFAULT_STRENGTH
         generation = self.start(make_request(self.manifest.defaults, prompt, **options), image=image, latents=latents)
-        for step in generation:
-            if callback is not None and callback(step) is False:
-                generation.stop()
+        generation.run(callback)
         return generation.result(decode=decode)
 
     def start(
@@ -146,6 +146,8 @@ class Pipeline:
         latents: Array | None = None,
     ) -> Generation:
         """Prepare a request; the steps run as the Generation is iterated."""
+        for notice in self.notices(request):
+            warn(notice)
         return self.generate(self.prepare(request, self.inputs(request, image=image, latents=latents)))
 
     def inputs(
@@ -180,6 +182,8 @@ class Pipeline:
 
     def generate(self, prepared: Prepared) -> Generation:
         """What runs a prepared request on this pipeline's networks."""
+        if not isinstance(prepared, Prepared):
+            raise UsageError("prepared", got=repr(prepared), accepted="what `prepare` gives")
         stages = Stages(
             denoiser=self.loops.denoiser,
             decode=self.loops.decode,
@@ -192,41 +196,28 @@ class Pipeline:
     def scheduler(self, request: Request) -> SchedulerConfig:
         """The sampler that a request names, with the checkpoint's own training schedule."""
         config = self.scheduler_config
+        if not isinstance(config, SchedulerConfig):
+            remedy = "make one with SchedulerConfig.from_dict, or name a sampler as `scheduler`"
+            raise UsageError("scheduler_config", got=type(config).__name__, accepted="SchedulerConfig", remedy=remedy)
         return config if request.scheduler is None else config.switched(resolve(request.scheduler))
 
     def parameters(self, request: Request, image: int, inputs: Inputs = NO_INPUTS) -> Parameters:
         """What picture `image` of a request should say about itself: enough to repeat it."""
-        own, words = self.scheduler_config, self.inversions
-        return describe(request, image, inputs, manifest=self.manifest, own_scheduler=own, inversions=words)
+        own, words, told = self.scheduler_config, self.prompts.inversions, self.guidance(request)
+        return describe(request, image, inputs, told, manifest=self.manifest, own_scheduler=own, inversions=words)
+
+    def notices(self, request: Request) -> list[str]:
+        """What a request asks for that has no effect, a line each; `start` says it, too."""
+        return unused(request, self.guidance(request))
 
     def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
         """Learn a word from a .safetensors file and return it; `token` is the word if the file's own will not do.
 
         UsageError: not such a file, of another width than this model's, or a word that is taken."""
-        word, vectors = load_textual_inversion(Path(path), token)
-        inversions = {**self.inversions, word: vectors}
-        if len(inversions) == len(self.inversions):
-            raise UsageError("textual inversion: word", got=word, accepted="a word that is not taken")
-        TokenEmbeddings(self._token_embeddings(), inversions)  # checks them together
-        self.inversions = inversions
-        return word
-
-    def _token_embeddings(self) -> Array:
-        """(V, D), the text encoder's own table, memory-mapped; its file's digest was checked when it was loaded."""
-        weights = self.bundle.component("text_encoder").weights
-        return open_safetensors(self.bundle.path(weights or ""))[TOKEN_EMBEDDING]
+        return self.prompts.learn(path, token)
 
     def encode_prompts(self, request: Request) -> PromptEmbeddings:
-        learnt = TokenEmbeddings(self._token_embeddings(), self.inversions) if self.inversions else None
-        return encode_prompts(
-            self.engines.engine("text_encoder", "embeds" if learnt else "plain"),
-            self.tokenizer,
-            request.prompts,
-            request.negative_prompts if self.guidance(request).on else None,
-            weighting=request.prompt_weighting,
-            truncate=request.truncate,
-            embeddings=learnt,
-        )
+        return self.prompts.encode(request, negative=self.guidance(request).on)
 
     def encode_image(
         self,
@@ -241,12 +232,12 @@ class Pipeline:
 
         They are the most likely ones or, with unit `noise` (B, 4, h, w) float32, a sample of what the encoder says."""
         defaults = self.manifest.defaults
-        width, height = width or defaults.width, height or defaults.height
+        width, height = defaults.width if width is None else width, defaults.height if height is None else height
+        check("width", width)
+        check("height", height)
         check_size(height, width, self._sample_ranges(), self.manifest.latent.pixels)
         posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
-        return (
-            posterior.mean if noise is None else posterior.sample(check_latents("noise", noise, posterior.mean.shape))
-        )
+        return posterior.mean if noise is None else posterior.sample(as_latents("noise", noise, posterior.mean.shape))
 
     def encode_samples(self, samples: Array) -> Posterior:
         """(B, 3, 8h, 8w) float32 samples in [-1, 1] → what the VAE encoder says of their latents."""
@@ -254,37 +245,35 @@ class Pipeline:
 
     def decode_latents(self, latents: Array, *, fast: bool = False) -> Array:
         """(B, 4, h, w) float32 latents → (B, 3, 8h, 8w) float32 samples, nominally in [-1, 1]; `fast`: by the TAESD."""
-        return self.decode(latents, fast=fast).samples
-
-    def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
-        """As `decode_latents`, with the pixels of the pictures where the GPU has made them."""
-        return self.loops.decode(latents, fast=fast)
+        checked = as_latents("latents", latents, (None, self.manifest.latent.channels, None, None))
+        return self.loops.decode(checked, fast=fast).samples
 
     def latent_shape(self, request: Request) -> tuple[int, int, int]:
         latent = self.manifest.latent
         return latent.channels, request.height // latent.pixels, request.width // latent.pixels
 
     def check(self, request: Request) -> None:
-        """UsageError if the bundle cannot draw this: its size, or its sampler with these steps."""
+        """UsageError if the bundle cannot draw this: its size, its sampler with these steps, or its prompts."""
+        check_request(request)
         check_size(request.height, request.width, self._sample_ranges(), self.manifest.latent.pixels)
         if request.fast_decoder and "taesd" not in self.manifest.components:
             remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"
             raise UsageError("fast_decoder", got=True, accepted="a bundle that has one", remedy=remedy)
         self.plan(request)
+        self.prompts.tokenize(request, negative=self.guidance(request).on)
 
     def guidance(self, request: Request) -> Guidance:
         """How the request's pictures are guided: the UNet's inputs tell whether it does that itself."""
+        check_request(request)
         return Guidance(request.guidance_scale, request.guidance_rescale, guidance_width(self.engines.engine("unet")))
 
     def plan(self, request: Request) -> SamplingPlan:
         """The request's sampler and steps as a table."""
-        return make_plan(
-            self.scheduler(request),
-            request.num_inference_steps,
-            strength=1.0 if request.strength is None else request.strength,
-            eta=request.eta,
-            keep_steps=guidance_width(self.engines.engine("unet")) is not None,
-        )
+        check_request(request)
+        strength = 1.0 if request.strength is None else request.strength
+        distilled = guidance_width(self.engines.engine("unet")) is not None
+        config, steps = self.scheduler(request), request.num_inference_steps
+        return make_plan(config, steps, strength=strength, eta=request.eta, keep_steps=distilled)
 
     def _sample_ranges(self) -> tuple[tuple[int, int], ...]:
         return sample_ranges(self.engines.engine("unet"))
@@ -302,7 +291,5 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

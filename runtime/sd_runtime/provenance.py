@@ -26,6 +26,7 @@ from .errors import SDError
 from .fields import FIELDS
 from .images.metadata import Parameters
 from .inputs import Inputs, digest
+from .loop.guidance import Guidance
 from .prompt.normalization import normalize
 from .request import Request
 from .sampling import SchedulerConfig, resolve
@@ -44,12 +45,15 @@ def describe(
     request: Request,
     image: int,
     inputs: Inputs,
+    guidance: Guidance,
     *,
     manifest: Manifest,
     own_scheduler: SchedulerConfig,
     inversions: Mapping[str, Array],
 ) -> Parameters:
-    """What picture `image` of a request should say about itself."""
+    """What picture `image` of a request should say about itself: what it was drawn with, see `unused`."""
+    if unused(request, guidance):
+        request = replace(request, negative_prompts=("",) * len(request.prompts), guidance_rescale=0.0)
     used = own_scheduler if request.scheduler is None else own_scheduler.switched(resolve(request.scheduler))
     prompts = request.prompt_of(image), request.negative_prompt_of(image)
     extra = {
@@ -77,6 +81,18 @@ def describe(
         version=f"{PROGRAM} {__version__}",
         extra={key: value for key, value in extra.items() if value is not None},
     )
+
+
+def unused(request: Request, guidance: Guidance) -> list[str]:
+    """What a request asks for that its pictures do not depend on, a line for people each.
+
+    Without two predictions to combine there is nothing that a negative prompt could say, and nothing to rescale."""
+    if guidance.on:
+        return []
+    asked = {"negative_prompt": any(request.negative_prompts), "guidance_rescale": request.guidance_rescale > 0}
+    off = f"with a `guidance_scale` of {request.guidance_scale:g} guidance is off, it takes more than 1"
+    why = off if guidance.width is None else "this model guides itself by its prompt alone"
+    return [f"`{name}` is not used: {why}" for name, said in asked.items() if said]
 
 
 def _named_by_label(used: SchedulerConfig, own: SchedulerConfig) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .errors import UsageError
-from .fields import FIELDS, RNG, Resize, check, check_count, check_known, check_seed, check_text, is_integer
+from .fields import FIELDS, RNG, Resize, check, check_count, check_known, check_seed, check_text, is_integer, listed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -143,9 +143,15 @@ def make_request(defaults: Defaults, prompt: str | Sequence[str], **options: Unp
     )
 
 
+def check_request(value: object) -> None:
+    """UsageError unless `value` is a Request."""
+    if not isinstance(value, Request):
+        remedy = "call the pipeline with the prompt itself, or make a request of it with make_request"
+        raise UsageError("request", got=repr(value), accepted="a Request", remedy=remedy)
+
+
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
-    if seed is None:
-        seed = secrets.randbelow(2**32)
+    seed = listed(secrets.randbelow(2**32) if seed is None else seed)  # type: ignore[assignment]
     if is_integer(seed):
         first = check_seed(seed)
         return tuple(range(first, first + count))
@@ -153,8 +159,10 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
 
 
 def _sequence(name: str, value: object) -> tuple[Any, ...]:
+    value = listed(value)
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise UsageError(name, got=value, accepted="one value, or a list with one for each")
+        got = value if value is not None else "None"
+        raise UsageError(name, got=got, accepted="one value, or a list with one for each")
     return tuple(value)
 
 

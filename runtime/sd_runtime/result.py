@@ -27,22 +27,38 @@ class Step:
     index, total   of all evaluations of the request, from 0
     images         which pictures of the request are in this batch
     timestep       the training timestep that the UNet was given
-    latents        (len(images), 4, h, w) float32; valid until the next step, copy what you keep
-    preview_matrix latents → colours, see `preview`
+    sigma          the noise level σ that is left: model_input = (x0 + σ · noise) / √(1 + σ²)
+    model_input    (len(images), 4, h, w) float32, read-only: the UNet's next input, after the last step the latents
+    latent_scale   latents = latent_scale · model_input
+    preview_matrix model_input → colours, see `preview`
     """
 
     index: int
     total: int
     images: range
     timestep: float
-    latents: Array = field(repr=False)
+    sigma: float
+    model_input: Array = field(repr=False)
+    latent_scale: float
     preview_matrix: Array = field(repr=False)
+
+    @cached_property
+    def latents(self) -> Array:
+        """(len(images), 4, h, w) float32, read-only: the sampler's own latents, as diffusers hands them to callbacks.
+
+        Samplers that work on x = x0 + σ · noise (Euler, Heun, LMS, DPM2 and their kin) keep x, whose range is that of
+        σ; the others keep the UNet's input."""
+        if self.latent_scale == 1:
+            return self.model_input
+        latents: Array = self.model_input * np.float32(self.latent_scale)
+        latents.setflags(write=False)
+        return latents
 
     @property
     def previews(self) -> list[Image]:
         """What the pictures look like by now, a pixel a latent cell: guessed from the latents, without the decoder, and
         not seen by a safety checker."""
-        return preview(self.latents, self.preview_matrix)
+        return preview(self.model_input, self.preview_matrix)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ ONNX dynamic axes, TensorRT profiles, the manifest's tensor lists and the check 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,14 @@ class Dim:
     def __str__(self) -> str:
         return f"{self.min}..{self.max}"
 
+    @classmethod
+    def from_json(cls, value: Any) -> Dim:
+        """[symbol, min, opt, max]; TypeError, ValueError: it is not."""
+        symbol, *sizes = value
+        if not isinstance(symbol, str) or len(sizes) != 3 or any(type(size) is not int for size in sizes):
+            raise TypeError(f"axis {value!r}")
+        return cls(symbol, *sizes)
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -84,8 +92,13 @@ class TensorSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TensorSpec:
-        shape = tuple(d if isinstance(d, int) else Dim(*d) for d in value["shape"])
-        return cls(value["name"], value["dtype"], shape)
+        name, axes = value["name"], value["shape"]
+        if not isinstance(name, str) or not isinstance(axes, list):
+            raise TypeError(f"name {name!r}, shape {axes!r}")
+        shape = tuple(axis if type(axis) is int else Dim.from_json(axis) for axis in axes)
+        if any(isinstance(axis, int) and axis < 1 for axis in shape):
+            raise ValueError(f"shape {axes!r}")
+        return cls(name, value["dtype"], shape)
 
 
 def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Shaped]) -> None:
@@ -105,6 +118,17 @@ def check_feeds(specs: tuple[TensorSpec, ...], feeds: Mapping[str, Shaped]) -> N
                 )
 
 
+def check_names(what: str, specs: tuple[TensorSpec, ...], actual: Iterable[str]) -> None:
+    """Raise EngineError unless a graph's inputs (so ends `what`) are those in `specs`, or its outputs hold them all."""
+    declared, names = {spec.name for spec in specs}, set(actual)
+    if declared - names or (what.endswith("inputs") and declared != names):
+        raise EngineError(
+            f"{what} differ from the manifest",
+            got=", ".join(sorted(names)),
+            accepted=", ".join(sorted(declared)),
+        )
+
+
 class FeedCheck:
     """`check_feeds` for an engine that is called again and again: shapes that were accepted last time cost little."""
 
@@ -117,6 +141,45 @@ class FeedCheck:
         if signature != self._accepted:
             check_feeds(self._specs, feeds)
             self._accepted = signature
+
+
+def check_outputs(
+    what: str,
+    inputs: tuple[TensorSpec, ...],
+    feeds: Mapping[str, Shaped],
+    outputs: tuple[TensorSpec, ...],
+    found: Mapping[str, Array],
+) -> None:
+    """Raise EngineError, naming `what` made them, unless outputs have the dtypes and shapes that their specs say.
+
+    An axis has the size that its symbol has in the inputs, also times or by a number ("height / 8")."""
+    sizes = {
+        axis.symbol: size
+        for spec in inputs
+        for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(axis, Dim)
+    }
+    for spec in outputs:
+        array = found[spec.name]
+        known = isinstance(array, np.ndarray) and array.dtype.name == spec.dtype and spec.accepts(array.shape)
+        expected = [_size(axis, sizes) for axis in spec.shape]
+        if not known or any(size not in (None, n) for size, n in zip(expected, array.shape, strict=True)):
+            got = f"{array.dtype.name}{array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            axes = ", ".join(
+                str(axis if size is None else size) for size, axis in zip(expected, spec.shape, strict=True)
+            )
+            raise EngineError(f"{what}: output '{spec.name}'", got=got, accepted=f"{spec.dtype}({axes})")
+
+
+def _size(axis: int | Dim, sizes: Mapping[str, int]) -> int | None:
+    """The size that an output's axis must have; None: any in its range."""
+    if not isinstance(axis, Dim):
+        return axis
+    symbol, operator, number = [*axis.symbol.split(" "), "*", "1"][:3]
+    size = sizes.get(symbol)
+    if size is None or operator not in ("*", "/") or not (number.isascii() and number.isdigit() and int(number)):
+        return None
+    return size * int(number) if operator == "*" else size // int(number)
 
 
 def all_finite(array: Array) -> bool:

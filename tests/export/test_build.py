@@ -360,7 +360,7 @@ class Watched(OnnxRuntimeEngine):
         assert Watched.alive == 0, "two references at once"
         super().__init__(*arguments, **options)
         Watched.alive += 1
-        Watched.opened.append(options)
+        Watched.opened.append({"weights": arguments[0].weights.path, **options})
 
     def run(self, feeds: Any) -> dict[str, Array]:
         Watched.shapes.append(next(iter(feeds.values())).shape)
@@ -374,7 +374,7 @@ class Watched(OnnxRuntimeEngine):
 def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the weights' size, gigabytes are copied; a whole batch's attentions fill as many; so do large shapes."""
+    """Without the weights' file, gigabytes are copied; a whole batch's attentions fill as many; so do large shapes."""
     only(bundle, "unet", "vae_decoder")
     (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), precision="fp16").to_bytes())
     monkeypatch.setattr("sd_export.tensorrt_.plan.FALLBACK_PIXELS", (64, 192))
@@ -383,9 +383,9 @@ def test_references_are_opened_as_the_runtime_does_and_one_at_a_time(
     Watched.opened.clear()
     Watched.shapes.clear()
     build(BuildOptions(bundle))
-    sizes = [(bundle / name / "model.safetensors").stat().st_size for name in ("unet", "vae_decoder")]
+    paths = [bundle / name / "model.safetensors" for name in ("unet", "vae_decoder")]
     assert (
-        Watched.opened == [{"weights_size": size, "float16": True, "threads": None} for size in sizes * 2]
+        Watched.opened == [{"weights": path, "float16": True, "threads": None} for path in paths * 2]
         and not Watched.alive
     )
     row, small = (1, 4, 16, 16), (1, 4, 8, 8)

@@ -385,6 +385,8 @@ def test_latent_consistency_models_are_told_the_guidance(lcm_pipe: Pipeline) -> 
     assert json.loads(lcm_pipe.bundle.read("model_index.json"))["_class_name"] == "LatentConsistencyModelPipeline"
     request = make_request(lcm_pipe.manifest.defaults, PROMPT, negative_prompt=NEGATIVE, seed=1)
     assert not lcm_pipe.guidance(request).on  # one row a picture
+    assert lcm_pipe.notices(request) == ["`negative_prompt` is not used: this model guides itself by its prompt alone"]
+    assert lcm_pipe.parameters(request, 0).negative_prompt == ""
     told = lcm_pipe(PROMPT, seed=1), lcm_pipe(PROMPT, seed=1, guidance_scale=2.0)
     assert not np.array_equal(told[0].latents, told[1].latents)
 

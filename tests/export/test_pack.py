@@ -228,3 +228,67 @@ def test_a_folder_on_the_way_that_may_not_be_written(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(ExportError, match=r"cannot write .*demo \(Permission denied: .*/a\); .*--output"):
         publish(tmp_path / "a" / "b" / "demo", "first")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "dangling link", "folder", "link in a circle"])
+def test_fault_52_lock_files_that_are_none(tmp_path: Path, kind: str) -> None:
+    """Nothing is waited for, and what a link leads to stays as it is."""
+    lock, secret = tmp_path / ".demo.lock", tmp_path / "secret"
+    secret.write_text("kept")
+    if kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to({"link": "secret", "dangling link": "nothing", "link in a circle": ".demo.lock"}[kind])
+    with pytest.raises(ExportError, match=rf"^cannot write {tmp_path}/demo \(.*{lock}\); choose another place"):
+        publish(tmp_path / "demo", "first")
+    assert secret.read_text() == "kept" and not (tmp_path / "nothing").exists() and not (tmp_path / "demo").exists()
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from sd_export import pack
+from sd_runtime.cli.console import run
+
+def export():
+    with pack.locked(Path(sys.argv[1]), print), pack.staged(Path(sys.argv[1])) as folder:
+        (folder / "manifest.json").write_text("half")
+        print("building", flush=True)
+        time.sleep(60)
+
+sys.exit(run("sd-export", export))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_fault_47_stopped_while_exporting(tmp_path: Path, number: signal.Signals) -> None:
+    target = tmp_path / "demo"
+    publish(target, "first")
+    command = [sys.executable, "-c", STOPPED, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        assert ".demo.partial" in beside(target)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    assert said == f"sd-export: {how}\n"
+    assert beside(target) == [".demo.lock"] and content_of(target) == "first"
+
+
+def test_fault_47_what_a_killed_export_left_goes_with_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "demo"
+    with subprocess.Popen([sys.executable, "-c", STOPPED, str(target)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    assert beside(target) == [".demo.lock", ".demo.partial"]
+    publish(target, "second")
+    assert beside(target) == [".demo.lock"]
+
+
+def content_of(target: Path) -> str:
+    return (target / "manifest.json").read_text()

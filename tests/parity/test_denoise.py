@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ def test_nan_names_the_step(value: float) -> None:
     unet = FakeUNet(model)
     with pytest.raises(NumericalError, match=r"UNet output in step 3 of 5 \(timestep .*\): got NaN or infinity"):
         run(unet, Guidance(7.5), TEXT)
+
+
+def test_fault_23_the_network_is_not_blamed_for_guidance_or_for_the_sampler() -> None:
+    """Finite predictions that guidance brings beyond float32, or that leave such latents behind."""
+    huge = np.float32(3e38)
+    opposite = FakeUNet(lambda sample, t, hidden: np.where(hidden[:, :1, :1, None] > 0, huge, -huge) + 0 * sample)
+    with pytest.raises(NumericalError, match=r"^prediction after guidance in step 1 of 5 .*; lower `guidance_scale`"):
+        run(opposite, Guidance(7.5), TEXT)
+    steep = replace(plan(), coefficients=plan().coefficients * 1e20)
+    steps = denoise(
+        FakeUNet(lambda sample, t, hidden: sample), steep, latents(), TEXT[2:], Guidance(1), NoiseSource([1])
+    )
+    with pytest.raises(NumericalError, match=r"^latents before step 3 of 5 .* or take another sampler$"):
+        list(steps)
 
 
 def test_rescaled_guidance_is_diffusers() -> None:

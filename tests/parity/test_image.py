@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -231,6 +232,51 @@ def test_fault_33_picture_bombs_are_refused_by_their_header(tmp_path, monkeypatc
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     with pytest.raises(UsageError, match=f"at most {MAX_PIXELS} pixels"):
         from_pictures(path, width=64, height=64)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000_000), (60_000_000, 1)])
+@pytest.mark.parametrize("resize", ["crop", "fit", "stretch"])
+def test_fault_33_threads_of_a_picture_are_judged_by_their_header(tmp_path, monkeypatch, size, resize):
+    """They have fewer pixels than may be; cropped to a square they would have billions in between."""
+    path = tmp_path / "thread.png"
+    path.write_bytes(png_header(*size))
+
+    def decoded(self, *args):
+        raise LookupError("the picture is decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    message = r"^picture '.*thread\.png' is too long and thin: got \d+x\d+ pixels, accepted a shape"
+    refused = resize == "crop"
+    with pytest.raises(UsageError, match=message if refused else r"undamaged files; the picture is decoded"):
+        from_pictures(path, width=512, height=512, resize=resize)
+
+
+def test_too_many_pixels_name_the_file(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(png_header(9000, 9000))
+    with pytest.raises(UsageError, match=r"^picture '.*large\.png': got 9000x9000 pixels, accepted at most"):
+        from_pictures(path, width=64, height=64)
+
+
+def test_broken_links_are_not_called_absent(tmp_path):
+    (tmp_path / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, reason in {
+        "broken.png": "it is a link to 'nowhere.png', which is not there",
+        "circle.png": "it is a link that leads to itself",
+        "folder.png": "it is a folder",
+        "pipe.png": "it is a device or a pipe",
+        "absent.png": "there is no such file",
+        "file.png/x": "there is no such file",
+        "x" * 300: "the name is too long",
+        "a\0b": "no file can have this name",
+        "a\ud800": "no file can have this name",
+    }.items():
+        with pytest.raises(UsageError, match=rf"^picture: got .*, accepted a picture file \(.*\); {reason}$"):
+            from_pictures(tmp_path / name, width=64, height=64)
 
 
 def test_an_image_object_that_is_a_bomb_is_refused(tmp_path):

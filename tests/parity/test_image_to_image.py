@@ -158,7 +158,7 @@ def test_an_encoder_that_overflows(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strength": 0.5}, "strength: got 0.5, accepted only with an image"),
+        ({"strength": 0.5}, "`strength` without an image to change: got 0.5; give the image, or leave `strength` out"),
         ({"image": "nowhere.png"}, "picture: got nowhere.png"),
         ({"image": np.zeros((8, 8, 3), np.uint8), "strength": 0.0}, "strength: got 0.0, accepted more than 0"),
         ({"image": np.zeros((8, 8, 3), np.uint8), "strength": 0.01}, "strength: got 0.01, accepted at least 0.04"),

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encode_texts import encode_texts
 from fuzz_tokenizer import clip_files, reference_tokenizer
 from sd_runtime.errors import NumericalError, UsageError
-from sd_runtime.prompt import Tokenizer, encode_prompts
+from sd_runtime.prompt import Tokenizer
 from sd_runtime.prompt.chunks import tokenize_prompt
 from sd_runtime.prompt.weights import parse_weights
 from sd_runtime.tensor import Array, Dim, TensorSpec
@@ -85,7 +86,7 @@ def close(ours: Array | None, theirs: Any) -> None:
 
 def test_plain_prompts_equal_diffusers(model: Any, tokenizer: Tokenizer, diffusers_pipeline: Any) -> None:
     negatives = ["", "ugly, blurry", "", "!"]
-    ours = encode_prompts(TorchTextEncoder(model), tokenizer, PLAIN, negatives, weighting=False)
+    ours = encode_texts(TorchTextEncoder(model), tokenizer, PLAIN, negatives, weighting=False)
     positive, negative = diffusers_encode(diffusers_pipeline, PLAIN, negatives)
     close(ours.positive, positive)
     close(ours.negative, negative)
@@ -93,14 +94,14 @@ def test_plain_prompts_equal_diffusers(model: Any, tokenizer: Tokenizer, diffuse
 
 
 def test_one_plain_prompt_is_bit_equal(model: Any, tokenizer: Tokenizer, diffusers_pipeline: Any) -> None:
-    ours = encode_prompts(TorchTextEncoder(model), tokenizer, PLAIN[:1])
+    ours = encode_texts(TorchTextEncoder(model), tokenizer, PLAIN[:1])
     assert (ours.positive == diffusers_encode(diffusers_pipeline, PLAIN[:1], None)[0]).all()
     assert ours.negative is None and ours.negative_truncated == ()
 
 
 def test_truncation_equals_diffusers(model: Any, tokenizer: Tokenizer, diffusers_pipeline: Any) -> None:
     prompts, negatives = [LONG, "a cat"], ["a dog", LONG]
-    ours = encode_prompts(TorchTextEncoder(model), tokenizer, prompts, negatives, weighting=False, truncate=True)
+    ours = encode_texts(TorchTextEncoder(model), tokenizer, prompts, negatives, weighting=False, truncate=True)
     positive, negative = diffusers_encode(diffusers_pipeline, prompts, negatives)
     close(ours.positive, positive)
     close(ours.negative, negative)
@@ -137,12 +138,12 @@ def automatic1111(model: Any, tokenizer: Tokenizer, prompt: str) -> Array:
     ],
 )
 def test_weights_equal_automatic1111(model: Any, tokenizer: Tokenizer, prompt: str) -> None:
-    ours = encode_prompts(TorchTextEncoder(model), tokenizer, [prompt])
+    ours = encode_texts(TorchTextEncoder(model), tokenizer, [prompt])
     np.testing.assert_allclose(ours.positive[0], automatic1111(model, tokenizer, prompt), rtol=0, atol=1e-5)
 
 
 def test_all_prompts_get_as_many_chunks(model: Any, tokenizer: Tokenizer, diffusers_pipeline: Any) -> None:
-    ours = encode_prompts(TorchTextEncoder(model), tokenizer, ["a cat", "a dog"], ["", LONG])
+    ours = encode_texts(TorchTextEncoder(model), tokenizer, ["a cat", "a dog"], ["", LONG])
     count = len(tokenize_prompt(tokenizer, parse_weights(LONG), truncate=False).chunks)
     assert count > 1 and ours.positive.shape == (2, 77 * count, 32)
     assert ours.negative is not None and ours.negative.shape == ours.positive.shape
@@ -154,17 +155,17 @@ def test_all_prompts_get_as_many_chunks(model: Any, tokenizer: Tokenizer, diffus
 def test_each_chunk_is_encoded_once(model: Any, tokenizer: Tokenizer) -> None:
     engine = TorchTextEncoder(model)
     prompts = ["a cat", "a (cat:1.3)", "a cat BREAK a dog", "a dog"]
-    ours = encode_prompts(engine, tokenizer, prompts, ["", "", "", "a cat"])
+    ours = encode_texts(engine, tokenizer, prompts, ["", "", "", "a cat"])
     assert len(engine.rows) == 3  # "a cat", "a dog" and ""
     assert (ours.positive[0, :77] == ours.positive[2, :77]).all()
     assert ours.negative is not None and (ours.negative[3] == ours.positive[0]).all()
 
 
 def test_rows_of_a_batch(model: Any, tokenizer: Tokenizer) -> None:
-    guided = encode_prompts(TorchTextEncoder(model), tokenizer, ["a", "b"], ["c", "d"])
+    guided = encode_texts(TorchTextEncoder(model), tokenizer, ["a", "b"], ["c", "d"])
     assert guided.negative is not None
     assert (guided.rows([1, 0, 0]) == np.concatenate([guided.negative[[1, 0, 0]], guided.positive[[1, 0, 0]]])).all()
-    plain = encode_prompts(TorchTextEncoder(model), tokenizer, ["a", "b"])
+    plain = encode_texts(TorchTextEncoder(model), tokenizer, ["a", "b"])
     assert (plain.rows([1]) == plain.positive[1:]).all()
 
 
@@ -175,7 +176,7 @@ class Broken(TorchTextEncoder):
 
 def test_overflow_is_an_error(model: Any, tokenizer: Tokenizer) -> None:
     with pytest.raises(NumericalError, match="text encoder: got NaN or infinity"):
-        encode_prompts(Broken(model), tokenizer, ["a"])
+        encode_texts(Broken(model), tokenizer, ["a"])
 
 
 class Constant(TorchTextEncoder):
@@ -185,18 +186,18 @@ class Constant(TorchTextEncoder):
 
 def test_weights_that_cancel_out(model: Any, tokenizer: Tokenizer) -> None:
     with pytest.raises(NumericalError, match="cancel"):
-        encode_prompts(Constant(model), tokenizer, ["(cat:-76)"])
+        encode_texts(Constant(model), tokenizer, ["(cat:-76)"])
 
 
 def test_negative_prompt_is_named(model: Any, tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match=r"^negative_prompt: got U\+DC00"):
-        encode_prompts(TorchTextEncoder(model), tokenizer, ["a"], ["\udc00"])
+        encode_texts(TorchTextEncoder(model), tokenizer, ["a"], ["\udc00"])
 
 
 @pytest.mark.parametrize(("size", "got"), [(100_001, "100001 characters"), (100_000, "20000 tokens in 267 chunks")])
 def test_prompt_too_long(model: Any, tokenizer: Tokenizer, size: int, got: str) -> None:
     with pytest.raises(UsageError, match=rf"^prompt: got {got}, accepted at most "):
-        encode_prompts(TorchTextEncoder(model), tokenizer, ["bird " * (size // 5) + "x" * (size % 5)])
+        encode_texts(TorchTextEncoder(model), tokenizer, ["bird " * (size // 5) + "x" * (size % 5)], most_chunks=16)
 
 
 def test_exported_text_encoder(demo_bundle: Path) -> None:
@@ -208,7 +209,7 @@ def test_exported_text_encoder(demo_bundle: Path) -> None:
     reference = StableDiffusionPipeline.from_pretrained(checkpoint).to(torch.float32)
     prompts, negatives = ["a red star on a blue background"], ["a green circle"]
     with Pipeline.load(demo_bundle, device="cpu") as pipeline:
-        ours = encode_prompts(pipeline.engines.engine("text_encoder"), pipeline.tokenizer, prompts, negatives)
+        ours = encode_texts(pipeline.engines.engine("text_encoder"), pipeline.tokenizer, prompts, negatives)
     positive, negative = diffusers_encode(reference, prompts, negatives)
     np.testing.assert_allclose(ours.positive, positive, rtol=0, atol=1e-5 * np.abs(positive).max())
     np.testing.assert_allclose(ours.negative, negative, rtol=0, atol=1e-5 * np.abs(positive).max())

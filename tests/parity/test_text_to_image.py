@@ -125,6 +125,63 @@ def test_a_step_tells_where_it_is(pipe: Pipeline) -> None:
     assert steps == [(0, 667.0, (1, 4, 16, 16)), (1, 334.0, (1, 4, 16, 16)), (2, 1.0, (1, 4, 16, 16))]
 
 
+@pytest.mark.parametrize(
+    "scheduler", ["euler", "euler_a", "euler_karras", "heun", "dpm2", "lms", "ddim", "pndm", "dpmpp_2m", "unipc", "lcm"]
+)
+def test_fault_51_a_steps_latents_are_those_that_diffusers_hands_out(
+    pipe: Pipeline, reference: StableDiffusionPipeline, scheduler: str
+) -> None:
+    """x for the samplers that work on x, and with σ the way from one to the other; all of them stay as they were."""
+    expected: list[np.ndarray] = []
+
+    def keep(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        expected.append(tensors["latents"].numpy().copy())
+        return tensors
+
+    theirs(reference, scheduler, PROMPT, generator=generators(4), callback_on_step_end=keep)
+    steps: list[Step] = []
+    result = pipe(PROMPT, scheduler=scheduler, seed=4, num_inference_steps=8, callback=steps.append)
+    assert len(steps) == len(expected)
+    for step, latents in zip(steps, expected, strict=True):
+        np.testing.assert_allclose(step.latents, latents, atol=2e-3 * np.abs(latents).max())
+    before, last = steps[-3], steps[-1]
+    assert before.sigma > 0
+    in_sigma_space = before.model_input * np.sqrt(1 + before.sigma**2)
+    wanted = before.latents if scheduler in ("euler", "euler_a", "euler_karras", "heun", "dpm2", "lms") else None
+    if wanted is not None:
+        np.testing.assert_allclose(wanted, in_sigma_space, rtol=1e-5)
+    else:
+        assert before.latents is before.model_input
+    assert np.array_equal(last.latents, result.latents) and np.array_equal(last.model_input, result.latents)
+
+
+def test_fault_51_a_steps_latents_are_read_only(pipe: Pipeline) -> None:
+    def blank(step: Step) -> None:
+        for array in (step.latents, step.model_input):
+            with pytest.raises(ValueError, match="read-only"):
+                array[:] = 0
+
+    settings: dict[str, Any] = {"seed": 4, "num_inference_steps": 3, "scheduler": "euler"}
+    assert np.array_equal(pipe(PROMPT, callback=blank, **settings).latents, pipe(PROMPT, **settings).latents)
+
+
+@pytest.mark.parametrize("answer", [False, np.bool_(False), 0, "", {}])
+def test_fault_51_every_false_answer_of_a_callback_stops(pipe: Pipeline, answer: object) -> None:
+    result = pipe(PROMPT, seed=1, num_inference_steps=4, scheduler="ddim", callback=lambda step: answer)
+    assert result.parameters[0].extra["Stopped after"] == "1 of 4 steps"
+
+
+@pytest.mark.parametrize("answer", [None, True, np.bool_(True), {"latents": None}])
+def test_fault_51_no_other_answer_stops(pipe: Pipeline, answer: object) -> None:
+    result = pipe(PROMPT, seed=1, num_inference_steps=3, scheduler="ddim", callback=lambda step: answer)
+    assert "Stopped after" not in result.parameters[0].extra
+
+
+def test_fault_51_an_answer_that_is_neither_true_nor_false(pipe: Pipeline) -> None:
+    with pytest.raises(UsageError, match="answer of the callback: got ndarray, accepted None or True to go on"):
+        pipe(PROMPT, seed=1, num_inference_steps=3, callback=lambda step: step.latents)
+
+
 def test_a_stopped_picture_says_so(pipe: Pipeline) -> None:
     result = pipe([PROMPT, OTHER], seed=1, num_inference_steps=4, scheduler="ddim", callback=lambda s: s.index < 5)
     assert [p.extra.get("Stopped after") for p in result.parameters] == [None, "2 of 4 steps"]
@@ -135,6 +192,22 @@ def test_stopping_before_the_first_step_leaves_nothing(pipe: Pipeline) -> None:
     generation.stop()
     with pytest.raises(UsageError, match="no picture was begun"):
         generation.result()
+
+
+@pytest.mark.parametrize(("scale", "off"), [(0, True), (0.5, True), (1, True), (1.5, False)])
+def test_what_guidance_leaves_out_is_said_and_not_recorded(
+    pipe: Pipeline, caplog: pytest.LogCaptureFixture, scale: float, off: bool
+) -> None:
+    settings: dict[str, Any] = {"seed": 1, "num_inference_steps": 2, "guidance_scale": scale}
+    plain = pipe(PROMPT, **settings)
+    assert not caplog.records
+    result = pipe(PROMPT, negative_prompt=NEGATIVE, guidance_rescale=0.5, **settings)
+    assert np.array_equal(result.latents, plain.latents) is off
+    told = result.parameters[0]
+    assert (told.negative_prompt, told.extra) == (("", {}) if off else (NEGATIVE, {"Guidance rescale": "0.5"}))
+    because = f"is not used: with a `guidance_scale` of {scale:g} guidance is off, it takes more than 1"
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ([f"`{name}` {because}" for name in ("negative_prompt", "guidance_rescale")] if off else [])
 
 
 def test_parameters_say_what_was_asked_for(pipe: Pipeline, tmp_path: Path) -> None:

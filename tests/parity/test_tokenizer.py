@@ -239,6 +239,17 @@ def test_missing_files(tmp_path: Path) -> None:
         ("vocab.json", b"{", "vocab.json is not valid JSON"),
         ("vocab.json", b"[]", "vocab.json: got list"),
         ("vocab.json", b'{"a": "1"}', "tokenizer: vocabulary"),
+        (
+            "vocab.json",
+            b'{"a": 18446744073709551616}',
+            r"vocab.json: token id: got 18446744073709551616, accepted 0 … ",
+        ),
+        (
+            "vocab.json",
+            b'{"a": -1}',
+            r"vocab.json: token id: got -1, accepted 0 … ",
+        ),
+        ("vocab.json", b'{"a": true}', r"tokenizer: vocabulary in vocab.json: got \('a', True\)"),
         ("vocab.json", b"[" * 100_000, "vocab.json is not valid JSON"),
         ("merges.txt", b"\xff", "merges.txt is not UTF-8"),
         ("merges.txt", b"a b c\n", "merges.txt: got 1 lines, 2 blanks"),

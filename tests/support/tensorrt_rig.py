@@ -12,6 +12,7 @@ from fake_cuda import FakeGpu
 from fake_tensorrt import FakeTensorRT, fake_plan
 from sd_export.graphs.step_graph import step_graph, step_signature
 from sd_export.signature import Sizes
+from sd_runtime.bundle.bundle import GraphFiles
 from sd_runtime.bundle.manifest import EngineRecord, Graph, ShapeRange, Target
 from sd_runtime.engines.gpu.gpu import Gpu
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
@@ -114,18 +115,23 @@ def rig(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 def onnxruntime_unet() -> OnnxRuntimeEngine:
     graph = unet_signature()
-    return OnnxRuntimeEngine(unet_graph().SerializeToString(), Path(), graph.inputs, graph.outputs, threads=1)
+    return OnnxRuntimeEngine(files(unet_graph()), graph.inputs, graph.outputs, threads=1)
+
+
+def files(model: onnx.ModelProto) -> GraphFiles:
+    """A graph that needs no weights."""
+    return GraphFiles("model.onnx", model.SerializeToString(), Path())
 
 
 def onnxruntime_cuda_unet(gpu: Gpu) -> OnnxRuntimeCudaEngine:
     graph = unet_signature()
-    return OnnxRuntimeCudaEngine(gpu, unet_graph().SerializeToString(), Path(), graph.inputs, graph.outputs)
+    return OnnxRuntimeCudaEngine(gpu, files(unet_graph()), graph.inputs, graph.outputs)
 
 
 def onnxruntime_cuda_steps(gpu: Gpu) -> dict[str, OnnxRuntimeCudaEngine]:
     engines = {}
     for form in FORMS:
         signature = step_signature(SIZES, guided=form == "guided")
-        model = step_graph(SIZES, guided=form == "guided").SerializeToString()
-        engines[form] = OnnxRuntimeCudaEngine(gpu, model, Path(), signature.inputs, signature.outputs)
+        model = files(step_graph(SIZES, guided=form == "guided"))
+        engines[form] = OnnxRuntimeCudaEngine(gpu, model, signature.inputs, signature.outputs)
     return engines

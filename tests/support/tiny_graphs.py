@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import onnx
 import onnx.parser
-from sd_runtime.bundle.manifest import Graph
+from onnx import TensorProto, helper
+from sd_runtime.bundle.manifest import Graph, record_file
+from sd_runtime.bundle.verified_file import VerifiedFile
+from sd_runtime.errors import BundleError
 from sd_runtime.tensor import Dim, TensorSpec
 
 CHANNELS, TOKENS, WIDTH = 4, 7, 8
@@ -43,3 +49,31 @@ def parsed(text: str) -> onnx.ModelProto:
     model = onnx.parser.parse_model(text)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
+Y = TensorSpec("y", "float32", (Dim("batch", 1, 2, 4), 2))
+WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+
+def verified(path: Path) -> VerifiedFile:
+    """A file as it is now."""
+    return VerifiedFile(path, record_file(path), lambda got, accepted: BundleError(path.name, got=got))
+
+
+def product_graph(folder: Path) -> bytes:
+    """y = x @ w, with w in a file beside the graph: inputs (X,), outputs (Y,)."""
+    (folder / "w.bin").write_bytes(b"\0" * 64 + WEIGHTS.tobytes())
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=WEIGHTS.shape)
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "w.bin"), ("offset", "64"), ("length", str(WEIGHTS.nbytes))):
+        weight.external_data.add(key=key, value=value)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+        [weight],
+    )
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return model.SerializeToString()

@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sd_runtime.bundle import manifest as manifest_module
+from sd_runtime.bundle import digests
 from sd_runtime.bundle.bundle import Bundle, find_bundle
 from sd_runtime.bundle.manifest import (
     MANIFEST,
@@ -68,7 +69,7 @@ def test_round_trip(root: Path) -> None:
     assert bundle.under("unet") == {"w.safetensors": "unet/w.safetensors", "model.onnx": "unet/model.onnx"}
 
 
-def test_all_missing_files_in_one_error(root: Path) -> None:
+def test_fault_07_all_missing_files_in_one_error(root: Path) -> None:
     for name in ("unet/model.onnx", "empty"):
         (root / name).unlink()
     remedy = rf"export it again, from owner/model: sd-export --model … --force --output {root}$"
@@ -76,14 +77,14 @@ def test_all_missing_files_in_one_error(root: Path) -> None:
         Bundle.open(root)
 
 
-def test_truncated_file_is_found_on_opening(root: Path) -> None:
+def test_fault_06_truncated_file_is_found_on_opening(root: Path) -> None:
     (root / "unet/w.safetensors").write_bytes(b"short")
     with pytest.raises(BundleError, match=r"unet/w\.safetensors \(5 bytes, declared 10240\)"):
         Bundle.open(root)
 
 
 @pytest.mark.parametrize("position", [0, 5000, 10239])
-def test_one_flipped_bit(root: Path, position: int) -> None:
+def test_fault_03_one_flipped_bit(root: Path, position: int) -> None:
     data = bytearray(FILES["unet/w.safetensors"])
     data[position] ^= 1
     (root / "unet/w.safetensors").write_bytes(bytes(data))
@@ -94,8 +95,7 @@ def test_one_flipped_bit(root: Path, position: int) -> None:
 
 
 def test_chunks_cover_the_whole_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (manifest_module, __import__("sd_runtime.bundle.bundle", fromlist=["CHUNK"])):
-        monkeypatch.setattr(module, "CHUNK", 1000)
+    monkeypatch.setattr(digests, "CHUNK", 1000)
     write_bundle(root, FILES)
     bundle = Bundle.open(root)
     assert len(bundle.manifest.files["unet/w.safetensors"].sha256) == 11
@@ -103,7 +103,7 @@ def test_chunks_cover_the_whole_file(root: Path, monkeypatch: pytest.MonkeyPatch
     assert bundle.read("unet/w.safetensors") == FILES["unet/w.safetensors"]
 
 
-def test_symlink_out_of_the_bundle(root: Path, tmp_path: Path) -> None:
+def test_fault_02_symlink_out_of_the_bundle(root: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"graph")
     (root / "unet/model.onnx").unlink()
@@ -113,7 +113,7 @@ def test_symlink_out_of_the_bundle(root: Path, tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet="ab./\\\0:", max_size=12))
-def test_no_manifest_path_leads_out(path: str) -> None:
+def test_fault_01_no_manifest_path_leads_out(path: str) -> None:
     try:
         check_relative(path)
     except BundleError:
@@ -122,7 +122,7 @@ def test_no_manifest_path_leads_out(path: str) -> None:
     assert os.path.normpath(f"/b/{path}").startswith("/b")
 
 
-def test_hostile_path_in_manifest(root: Path) -> None:
+def test_fault_01_hostile_path_in_manifest(root: Path) -> None:
     manifest = Bundle.open(root).manifest
     bad = replace(manifest, files={"../secret": manifest.files["empty"]})
     (root / MANIFEST).write_bytes(bad.to_bytes())
@@ -148,7 +148,7 @@ def edit(root: Path, path: str, value: object) -> None:
         (0, "if this is a bundle, remove it"),
     ],
 )
-def test_other_schema_version(root: Path, version: int, remedy: str) -> None:
+def test_fault_05_other_schema_version(root: Path, version: int, remedy: str) -> None:
     edit(root, "schema_version", version)
     expected = rf"^bundle {root}: manifest\.json: schema_version: got {version}, accepted 1; {remedy}"
     with pytest.raises(BundleError, match=expected):
@@ -186,7 +186,7 @@ def test_manifest_errors_name_the_bundle_and_the_remedy(root: Path, text: str) -
         ("defaults.width", 1 << 20, "defaults.width: got 1048576"),
     ],
 )
-def test_edited_manifests(root: Path, path: str, value: object, message: str) -> None:
+def test_fault_05_edited_manifests(root: Path, path: str, value: object, message: str) -> None:
     edit(root, path, value)
     with pytest.raises(BundleError, match=message):
         Bundle.open(root)
@@ -251,11 +251,17 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
 
 
 @pytest.mark.parametrize("name", ["unet/model.onnx", "empty", MANIFEST])
-def test_unreadable_files(root: Path, name: str, refuse: Callable[[str, Path], None]) -> None:
+def test_unreadable_files(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     message = rf"^cannot read {root / name}: got Permission denied; allow yourself to read it"
     bundle = Bundle.open(root)
-    refuse("open", root / name)
-    refuse("read_bytes", root / name)
+    opened = os.open
+
+    def refused(path: Any, *given: Any, **more: Any) -> int:
+        if Path(path).name == Path(name).name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *given, **more)
+
+    monkeypatch.setattr(os, "open", refused)
     if name == MANIFEST:
         with pytest.raises(BundleError, match=message):
             Bundle.open(root)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import warnings
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +18,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sd_runtime import Pipeline
+from sd_runtime.bundle.bundle import Bundle, find_exported
 from sd_runtime.cli.run import main
 from sd_runtime.engines.onnxruntime_ import library
 from sd_runtime.engines.onnxruntime_.installation import check_loadable
-from sd_runtime.images.metadata import read_parameters
+from sd_runtime.errors import BundleError
+from sd_runtime.images.metadata import Parameters, png_bytes, read_parameters
 from sd_runtime.notices import warn
 
 PROMPT = "a large yellow star on a blue background"
@@ -99,6 +104,18 @@ def test_quiet_mutes_notices(
     assert sd_run(PROMPT).code == 0 and len(caplog.records) == 1
 
 
+def test_quiet_mutes_pythons_warnings_too(sd_run: SdRun, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(cls: type, bundle: object, **options: object) -> Pipeline:
+        warnings.warn("a library's opinion", stacklevel=1)
+        return pipe
+
+    monkeypatch.setattr(Pipeline, "load", classmethod(load))
+    assert sd_run(PROMPT, "--negative-prompt", "red", "--guidance-scale", "1", "--quiet") == Outcome(0, "", "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert "sd-run: UserWarning: a library's opinion\n" in sd_run(PROMPT).err
+
+
 def test_every_setting_arrives(sd_run: SdRun) -> None:
     flags = {
         "--negative-prompt": "red", "--guidance-scale": "3.5", "--guidance-rescale": "0.25", "--eta": "0.5",
@@ -148,11 +165,11 @@ def test_a_learnt_word(sd_run: SdRun, tmp_path: Path, pipe: Pipeline, monkeypatc
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    monkeypatch.setattr(pipe, "inversions", {})
+    monkeypatch.setattr(pipe.prompts, "inversions", {})
     save_file({"emb_params": torch.ones(1, 64)}, tmp_path / "thing.safetensors")
     assert sd_run("a sks star", "--embedding", "sks=thing.safetensors", "--output", "a.png").code == 0
     assert "sks: " in read_parameters("a.png").extra["TI hashes"]
-    monkeypatch.setattr(pipe, "inversions", {})
+    monkeypatch.setattr(pipe.prompts, "inversions", {})
     outcome = sd_run("--from-image", "a.png", "--output", "b.png")
     assert outcome.code == 0
     assert "sd-run: not drawn as a.png was: TI hashes: sks: " in outcome.err
@@ -181,7 +198,10 @@ BAD_FLAGS = [
     ((PROMPT, "--guidance-scale", "nan"), "--guidance-scale: got nan"),
     ((PROMPT, "--guidance-rescale", "1.5"), "--guidance-rescale: got 1.5, accepted numbers from 0 to 1"),
     ((PROMPT, "--eta", "2"), "--eta: got 2.0, accepted numbers from 0 to 1"),
-    ((PROMPT, "--eta", "0.5", "--scheduler", "euler"), "--eta: got 0.5, accepted nothing: only ddim and tcd"),
+    (
+        (PROMPT, "--eta", "0.5", "--scheduler", "euler"),
+        "--eta for a sampler without one, as all but ddim and tcd: got",
+    ),
     ((PROMPT, "--seed", str(2**64)), "--seed: got 18446744073709551616, accepted an integer from -2^63 to 2^64 - 1"),
     ((PROMPT, "--seed", "1.5"), "argument --seed: invalid int value"),
     ((PROMPT, "--seed", str(2**64 - 1), "--num-images", "2"), "--seed: got 18446744073709551616"),
@@ -191,8 +211,14 @@ BAD_FLAGS = [
     ((PROMPT, "--scheduler", "euler_b"), "--scheduler: got euler_b, accepted nearest: euler"),
     ((PROMPT, "--rng", "mps"), "argument --rng: invalid choice: 'mps'"),
     ((PROMPT, "--device", "tpu"), "argument --device: invalid choice: 'tpu'"),
-    ((PROMPT, "--strength", "0.5"), "--strength: got 0.5, accepted only with a picture to change; give the"),
-    ((PROMPT, "--resize", "fit"), "--resize: got fit, accepted only with a picture to change"),
+    (
+        (PROMPT, "--strength", "0.5"),
+        "--strength without a picture to change: got 0.5; give the",
+    ),
+    (
+        (PROMPT, "--resize", "fit"),
+        "--resize without a picture to change: got fit; give the",
+    ),
     ((PROMPT, "--image", "nowhere.png"), "picture: got nowhere.png, accepted a picture file (PNG, JPEG, WEBP)"),
     ((PROMPT, "--image", "."), "picture: got ., accepted a picture file"),
     ((PROMPT, "--image", "text.txt"), "picture: got text.txt, accepted a picture file"),
@@ -200,7 +226,10 @@ BAD_FLAGS = [
     ((PROMPT, "--image", "dot.png", "--strength", "0"), "--strength: got 0.0, accepted more than 0"),
     ((PROMPT, "--image", "dot.png", "--strength", "0.1"), "--strength: got 0.1, accepted at least 0.5 at 2 steps"),
     ((PROMPT, "--embedding", "word"), "--embedding: got word, accepted WORD=FILE"),
-    ((PROMPT, "--embedding", "word=nowhere.safetensors"), "textual inversion: cannot read 'nowhere.safetensors'"),
+    (
+        (PROMPT, "--embedding", "word=nowhere.safetensors"),
+        "textual inversion: got nowhere.safetensors, accepted",
+    ),
     ((PROMPT, "--grid", "2"), "--grid: got 2, accepted ROWSxCOLS, such as 2x3"),
     ((PROMPT, "--grid", "0x3"), "--grid: got 0x3"),
     ((PROMPT, "--grid", "2x2", "--num-images", "5"), "--num-images: got 5, accepted at most 4 on a 2x2 grid"),
@@ -218,16 +247,20 @@ BAD_FLAGS = [
     ((PROMPT, "--preview", "steps.jpg"), "--preview: got steps.jpg"),
     ((PROMPT, "--preview", "a.png", "--output", "a.png"), "--preview: got a.png, accepted a name of its own"),
     (("--from-image", "nowhere.png"), "picture: got nowhere.png"),
-    (("--from-image", "dot.png"), "picture: got dot.png, accepted a PNG with generation parameters"),
-    (("--prompts-file", "nowhere.txt"), "prompts file: got nowhere.txt, accepted a text file; No such file"),
-    (("--prompts-file", "."), "prompts file: got ., accepted a text file; Is a directory"),
+    (("--from-image", "dot.png"), "picture: got dot.png, accepted a picture with generation parameters"),
+    (("--prompts-file", "nowhere.txt"), "prompts file: got nowhere.txt, accepted a text file; there is no such file"),
+    (("--prompts-file", "broken"), "prompts file: got broken, accepted a text file; it is a link to 'nowhere'"),
+    ((PROMPT, "--image", "broken"), "picture: got broken, accepted a picture file (PNG, JPEG, WEBP); it is a link"),
+    (("--from-image", "broken"), "picture: got broken, accepted a picture file (PNG, JPEG, WEBP); it is a link to"),
+    ((PROMPT, "--image", "thread.png"), "picture 'thread.png' is too long and thin: got 1x60000000 pixels"),
+    (("--prompts-file", "."), "prompts file: got ., accepted a text file; it is a folder"),
     (("--prompts-file", "dot.png"), "prompts file: got dot.png, accepted text in UTF-8"),
     (("--prompts-file", "blank.txt"), "prompts file: got blank.txt without a prompt, accepted one prompt a line"),
     ((PROMPT, "--prompts-file", "text.txt"), "a prompt and --prompts-file: accepted one of them"),
     (("--prompts-file", "text.txt", "--output", "{seed}.png"), "output pattern: got {seed}.png, accepted {seed} where"),
     ((os.fsdecode(b"caf\xe9"),), "prompt: got U+DCE9 at character 3, accepted Unicode text without lone surrogates"),
     ((PROMPT, "--negative-prompt", os.fsdecode(b"\xff")), "--negative-prompt: got "),
-    (("word " * 20_000,), "prompt: got 80000 tokens in 1067 chunks, accepted at most 32 chunks"),
+    (("word " * 20_000,), "prompt: got 80000 tokens in 1067 chunks, accepted at most 16 chunks"),
     (("x" * 100_000,), "prompt: got "),
     (("(" * 200 + "star",), "prompt: open brackets"),
     ((PROMPT, "--image", os.fsdecode(b"\xff.png")), "picture: got \\udcff.png, accepted a picture file"),
@@ -244,6 +277,11 @@ def surroundings(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("{}")
     (tmp_path / "blank.txt").write_text("\n  \n")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "broken").symlink_to("nowhere")
+    header = (tmp_path / "dot.png").read_bytes()
+    size = struct.pack(">II", 1, 60_000_000)
+    chunk = b"IHDR" + size + header[24:29]
+    (tmp_path / "thread.png").write_bytes(header[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + header[33:])
 
 
 @pytest.mark.parametrize(("arguments", "complaint"), BAD_FLAGS, ids=lambda value: str(value)[:60])
@@ -281,7 +319,7 @@ def damaged(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("damaged") / "demo"))
 
 
-def test_damaged_bundles(
+def test_fault_03_damaged_bundles(
     damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the real loading: truncated, flipped, gone; nothing is drawn."""
@@ -294,7 +332,7 @@ def test_damaged_bundles(
     weights = damaged / "unet" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert "unet/model.safetensors in bundle " in complaint() and "is damaged: its SHA-256: got" in complaint()
+    assert "unet/model.safetensors in bundle " in complaint() and "is damaged: got SHA-256 " in complaint()
     weights.write_bytes(whole[:1000])
     assert "truncated or changed: unet/model.safetensors (1000 bytes, declared " in complaint()
     weights.unlink()
@@ -385,3 +423,40 @@ def test_names_that_are_no_text_are_files_all_the_same(sd_run: SdRun) -> None:
     outcome = sd_run(PROMPT, "--output", os.fsdecode(b"caf\xe9.png"))
     assert (outcome.code, outcome.out) == (0, "caf\\udce9.png\n")
     assert [os.fsencode(name) for name in files()] == [b"caf\xe9.png"]
+
+
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "~", "name"])
+def test_fault_44_a_picture_that_names_a_path_as_its_model(
+    sd_run: SdRun, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    """What lies there is not opened: which file is, is the user's to say."""
+    monkeypatch.setattr(Bundle, "open", lambda root: pytest.fail(f"{root} was opened"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "evil").symlink_to(demo_bundle)
+    names = {"absolute": str(demo_bundle), "relative": "./evil", "~": "~/evil", "name": "evil"}
+    own = Parameters("x", seed=1, model=names[spelling], version="sd-lean 9")
+    (tmp_path / "a.png").write_bytes(png_bytes(Image.new("RGB", (64, 64)), own))
+    outcome = sd_run("--from-image", "a.png", "--output", "b.png", model=None, steps=None)
+    assert outcome.code == 1
+    assert outcome.complaint.startswith(
+        f"the picture's model is not here: got {names[spelling]}; name an exported model"
+    )
+
+
+def test_fault_44_the_users_own_path_counts(sd_run: SdRun, demo_bundle: Path, tmp_path: Path) -> None:
+    own = Parameters("x", seed=1, model="/nowhere", version="sd-lean 9")
+    (tmp_path / "a.png").write_bytes(png_bytes(Image.new("RGB", (64, 64)), own))
+    assert sd_run("--from-image", "a.png", "--output", "b.png", steps=None).code == 0
+
+
+def test_fault_44_names_of_exported_bundles_are_found(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path))
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "demo").symlink_to(demo_bundle)
+    for name in ("demo", "owner/demo"):
+        assert find_exported(name) == tmp_path / "bundles" / "demo"
+    for name in ("..", ".", "", "/", "../bundles", str(demo_bundle)):
+        with pytest.raises(BundleError, match="unknown model"):
+            find_exported(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sd_runtime.bundle.bundle import Bundle
+from sd_runtime.bundle.bundle import Bundle, GraphFiles
 from sd_runtime.engines.engines import Engines
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.errors import BundleError, EngineError
@@ -18,9 +18,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = Bundle.read
 
-    def watched(bundle: Bundle, name: str) -> bytes:
+    def watched(bundle: Bundle, name: str, *limit: int) -> bytes:
         names.append(name)
-        return read(bundle, name)
+        return read(bundle, name, *limit)
 
     monkeypatch.setattr(Bundle, "read", watched)
     return names
@@ -41,10 +41,10 @@ def test_the_graph_written_for_the_device_is_preferred(demo_bundle: Path, loaded
 def test_a_graph_that_the_library_does_not_take_is_replaced_aloud(
     demo_bundle: Path, loaded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def picky(graph: bytes, *given: Any, **more: Any) -> OnnxRuntimeEngine:
+    def picky(files: GraphFiles, *given: Any, **more: Any) -> OnnxRuntimeEngine:
         if loaded[-1] == "unet/model_cpu.onnx":
             raise EngineError("cannot load the graph: com.microsoft.MultiHeadAttention is not registered")
-        return OnnxRuntimeEngine(graph, *given, **more)
+        return OnnxRuntimeEngine(files, *given, **more)
 
     monkeypatch.setattr("sd_runtime.engines.onnxruntime_.backend.OnnxRuntimeEngine", picky)
     components = Engines.open(Bundle.open(demo_bundle), "cpu")

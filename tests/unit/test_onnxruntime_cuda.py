@@ -125,6 +125,21 @@ def test_closing_the_pipeline_frees_the_gpu(runtime: FakeOnnxRuntime, demo_bundl
     assert runtime.gpu.memory.live == 0
 
 
+def test_fault_52_closed_while_it_draws(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
+    """Nothing more begins on the GPU, and what a request under way still has goes when it ends."""
+    for rescale in (0.0, 0.7):  # the device leads the loop, then the host
+        pipeline = Pipeline.load(demo_bundle, device="cuda")
+        generation = pipeline.start(pipeline(**REQUEST, guidance_rescale=rescale).request)
+        next(generation)
+        pipeline.close()
+        with pytest.raises(EngineError, match=r"the (GPU|pipeline) was closed"):
+            list(generation)
+        with pytest.raises(EngineError, match="the pipeline was closed"):
+            generation.result()
+        del generation, pipeline
+        assert runtime.gpu.memory.live == 0
+
+
 def test_fault_22_out_of_memory(runtime: FakeOnnxRuntime, demo_bundle: Path) -> None:
     def full(what: str) -> None:
         if what == "run out_sample":

@@ -5,47 +5,30 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from sd_runtime.bundle.bundle import GraphFiles
 from sd_runtime.engines.onnxruntime_ import cpu as backend
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
 from sd_runtime.errors import EngineError, OutOfMemoryError
 from sd_runtime.tensor import Dim, TensorSpec
-
-X = TensorSpec("x", "float32", (Dim("batch", 1, 2, 4), 3))
-Y = TensorSpec("y", "float32", (Dim("batch", 1, 2, 4), 2))
-WEIGHTS = np.arange(6, dtype=np.float32).reshape(3, 2)
+from tiny_graphs import WEIGHTS, X, Y, product_graph, verified
 
 
-def make_graph(folder: Path) -> bytes:
-    """y = x @ w, with w in a file beside the graph."""
-    (folder / "w.bin").write_bytes(b"\0" * 64 + WEIGHTS.tobytes())
-    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=WEIGHTS.shape)
-    weight.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "w.bin"), ("offset", "64"), ("length", str(WEIGHTS.nbytes))):
-        weight.external_data.add(key=key, value=value)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
-        [weight],
-    )
-    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    return model.SerializeToString()
+def make_engine(folder: Path, **changed: Any) -> OnnxRuntimeEngine:
+    graph = changed.pop("graph", None) or product_graph(folder)
+    weights = verified(folder / "w.bin")
+    arguments = {"inputs": (X,), "outputs": (Y,)} | changed
+    return OnnxRuntimeEngine(GraphFiles("unet/model.onnx", graph, weights.folder, weights), **arguments)
 
 
-def make_engine(folder: Path, **changed: object) -> OnnxRuntimeEngine:
-    arguments = {"graph": make_graph(folder), "folder": folder, "inputs": (X,), "outputs": (Y,)} | changed
-    return OnnxRuntimeEngine(**arguments)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("weights_size", [0, backend.PREPACK_LIMIT + 1])
-def test_runs_with_weights_from_the_folder(tmp_path: Path, weights_size: int) -> None:
-    engine = make_engine(tmp_path, weights_size=weights_size)
+@pytest.mark.parametrize("limit", [0, backend.PREPACK_LIMIT])
+def test_runs_with_weights_from_the_folder(tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "PREPACK_LIMIT", limit)
+    engine = make_engine(tmp_path)
     x = np.random.default_rng(0).standard_normal((2, 3), np.float32)
     np.testing.assert_allclose(engine.run({"x": engine.place("x", x)})["y"], x @ WEIGHTS, rtol=1e-6)
 
@@ -58,21 +41,27 @@ def test_refuses_tensors_that_the_spec_does_not_take(tmp_path: Path) -> None:
         engine.place("x", np.zeros((1, 3)))
 
 
-def test_graph_that_is_not_the_manifests(tmp_path: Path) -> None:
+def test_fault_14_graph_that_is_not_the_manifests(tmp_path: Path) -> None:
     other = TensorSpec("z", "float32", (1,))
-    with pytest.raises(EngineError, match="graph inputs differ from the manifest: got x, accepted z"):
+    with pytest.raises(
+        EngineError,
+        match=r"^unet/model.onnx: inputs differ from the manifest: got x tensor\(float\), accepted z tensor\(float\)",
+    ):
         make_engine(tmp_path, inputs=(other,))
-    with pytest.raises(EngineError, match="graph outputs differ from the manifest: got y, accepted z"):
+    with pytest.raises(
+        EngineError, match=r"^unet/model.onnx: outputs differ .* got y tensor\(float\), accepted z tensor\(float\)"
+    ):
         make_engine(tmp_path, outputs=(other,))
 
 
-def test_corrupt_graph_and_missing_weights(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="cannot load the graph"):
+def test_fault_14_corrupt_graph_and_missing_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.bin").touch()
+    with pytest.raises(EngineError, match=r"^cannot load unet/model\.onnx: "):
         make_engine(tmp_path, graph=b"not onnx")
-    graph = make_graph(tmp_path)
+    graph = product_graph(tmp_path)
     (tmp_path / "w.bin").unlink()
-    with pytest.raises(EngineError, match="cannot load the graph"):
-        OnnxRuntimeEngine(graph, tmp_path, (X,), (Y,))
+    with pytest.raises(EngineError, match=r"^cannot load unet/model\.onnx: "):
+        OnnxRuntimeEngine(GraphFiles("unet/model.onnx", graph, tmp_path), (X,), (Y,))
 
 
 def test_ctrl_c_while_onnxruntime_is_imported_stays_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,15 +81,15 @@ raise ImportError("cannot load its module") from caught
 
 
 def test_what_it_raises_is_not_logged_as_well(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = onnx.load_from_string(make_graph(tmp_path))
+    model = onnx.load_from_string(product_graph(tmp_path))
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "wide"
     wide = replace(X, shape=(Dim("batch", 1, 2, 4), Dim("wide", 1, 3, 9)))
     engine = make_engine(tmp_path, graph=model.SerializeToString(), inputs=(wide,))
-    with pytest.raises(EngineError, match="the engine failed while running"):
+    with pytest.raises(EngineError, match=r"^unet/model\.onnx failed while running"):
         engine.run({"x": np.zeros((1, 5), np.float32)})
     assert not "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("said", ["std::bad_alloc", "Failed to allocate memory for requested buffer of size 9"])
-def test_running_out_of_memory_is_recognised(said: str) -> None:
+def test_fault_22_running_out_of_memory_is_recognised(said: str) -> None:
     assert isinstance(backend.translate(RuntimeError(said), "drawing"), OutOfMemoryError)

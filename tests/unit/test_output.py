@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sd_runtime.errors import SDError, UsageError
+from sd_runtime.images import files
 from sd_runtime.images.files import FileTakenError, check_destination, expand_pattern, free_names, slug, write_file
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -87,6 +88,20 @@ def test_free_names_start_after_the_highest(tmp_path):
 
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_what_the_umask_leaves_or_those_of_the_replaced(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        path = write_file(tmp_path / "a.png", b"data")
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+        path.chmod(0o640)
+        write_file(path, b"more", overwrite=True)
+        assert path.stat().st_mode & 0o777 == 0o640
+        assert write_file(tmp_path / "b.png", b"data", overwrite=True).stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
 
 
 def test_a_file_is_written_and_nothing_else_is_left(tmp_path):
@@ -225,4 +240,69 @@ def test_several_processes_write_one_name_and_one_of_them_gets_it(tmp_path):
     winner = answers.index("")
     assert answers.count("taken") == 3
     assert path.read_bytes() == str(winner).encode() * 100_000
+    assert names_in(tmp_path) == ["a.png"]
+
+
+SAVING = """
+import os, sys, time
+from pathlib import Path
+from sd_runtime.cli.console import run
+from sd_runtime.images import files
+
+def fsync(descriptor):
+    print("saving", flush=True)
+    time.sleep(60)
+
+os.fsync = fsync
+sys.exit(run("sd-run", lambda: files.write_file(Path(sys.argv[1]), b"new", overwrite=True)))
+"""
+
+
+def saving(path):
+    """A process in the middle of saving `path`."""
+    command = [sys.executable, "-c", SAVING, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "saving\n"
+    return process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_fault_47_stopped_while_saving(tmp_path, number):
+    path = write_file(tmp_path / "a.png", b"old")
+    with saving(path) as process:
+        assert len(names_in(tmp_path)) == 2
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert said == f"sd-run: {'interrupted' if number == signal.SIGINT else f'stopped by {number.name}'}\n"
+    assert names_in(tmp_path) == ["a.png"] and path.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_fault_47_what_a_killed_process_left_goes_with_the_next_that_saves_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    with saving(path) as process:
+        alive = names_in(tmp_path)
+        files._remove_stale.cache_clear()
+        write_file(tmp_path / "b.png", b"b")
+        assert names_in(tmp_path) == [*alive, "b.png"], "it is still being written"
+        process.kill()
+    other = tmp_path / ".sd-lean-00000000-1-0123456789abcdef.tmp"  # another machine's, in a shared folder
+    for kept in (other, tmp_path / ".0123456789abcdef.tmp", tmp_path / ".sd-lean.tmp"):
+        kept.touch()
+    files._remove_stale.cache_clear()
+    write_file(tmp_path / "c.png", b"c")
+    assert names_in(tmp_path) == sorted([".0123456789abcdef.tmp", ".sd-lean.tmp", other.name, "b.png", "c.png"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGHUP")
+def test_fault_47_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """nohup sd-run …"""
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + SAVING.replace("sleep(60)", "sleep(1)")
+    command = [sys.executable, "-c", ignoring, str(tmp_path / "a.png")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "saving\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 0
     assert names_in(tmp_path) == ["a.png"]

@@ -191,10 +191,13 @@ def test_a_preview_of_the_run_before_is_in_nobodys_way(folder: Path, demo_bundle
 BAD_LINES: list[tuple[dict[str, Any] | str, str]] = [
     ({"prompt": RING, "width": 100}, "prompts.txt line 2: width: got 100, accepted multiples of 8"),
     ({"prompt": RING, "scheduler": "x"}, "prompts.txt line 2: scheduler: got x"),
-    ({"prompt": RING, "eta": 0.5}, "prompts.txt line 2: eta: got 0.5"),
+    (
+        {"prompt": RING, "eta": 0.5},
+        "prompts.txt line 2: --eta for a sampler without one, as all but ddim and tcd",
+    ),
     ({"seed": 3}, "prompts.txt line 2: prompt: got none"),
     ({"prompt": RING, "image": "no.png"}, "prompts.txt line 2: picture: got no.png"),
-    ({"prompt": RING, "strength": 0.5}, "prompts.txt line 2: strength: got 0.5"),
+    ({"prompt": RING, "strength": 0.5}, "prompts.txt line 2: --strength without a picture to change: got 0.5"),
     ({"prompt": RING, "num_inference_steps": 0}, "prompts.txt line 2: num_inference_steps: got 0"),
     ('{"prompt": "\\ud800"}', "prompts.txt line 2: prompt: got U+D800"),
 ]
@@ -210,13 +213,65 @@ def test_a_bad_line_is_named_before_anything_is_drawn(
     assert files(folder) == []
 
 
+LONG = "a " * (75 * 16 + 1)  # 17 chunks; the demo's networks take 16
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("(" * 200 + " star", "prompt: open brackets: got 101"),
+        ("a (star:1000000)", "prompt: weight: got 1000000.0"),
+        (LONG, "prompt: got 1201 tokens in 17 chunks, accepted at most 16 chunks of 75 tokens; shorten"),
+        ({"prompt": STAR, "negative_prompt": LONG}, "negative_prompt: got 1201 tokens in 17 chunks"),
+        ("a star <lora:x:0.8>", "prompt: not understood: <lora:x:0.8> (adds a LoRA): accepted words"),
+        ({"prompt": STAR, "negative_prompt": "[a:b:0.5]"}, "negative_prompt: not understood: [a:b:0.5] (changes words"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_fault_49_every_line_is_tokenized_before_the_first_is_drawn(
+    folder: Path, demo_bundle: Path, line: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = line if isinstance(line, str) else json.dumps(line)
+    Path("prompts.txt").write_text(f"{STAR}\n{text}\n{RING}\n")
+    assert draw(demo_bundle) == 2
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert complaint.startswith(f"sd-run: prompts.txt line 2: {message}")
+    assert files(folder) == []
+
+
+def test_fault_49_the_longest_prompt_that_passes_is_drawn(folder: Path, demo_bundle: Path) -> None:
+    Path("prompts.txt").write_text(f"{LONG[:-2]}\n")
+    assert draw(demo_bundle) == 0
+    assert files(folder) == ["prompts-0000.png"]
+
+
+def test_what_has_no_effect_is_said_once_before_anything_is_drawn(
+    folder: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("prompts.txt").write_text("\n".join([STAR, json.dumps({"prompt": RING, "guidance_scale": 1}), STAR] * 2))
+    assert draw(demo_bundle, "--negative-prompt", "red") == 0
+    notice, timings = capsys.readouterr().err.splitlines()
+    assert notice == (
+        "sd-run: prompts.txt line 2: --negative-prompt is not used: with a --guidance-scale of 1 guidance is off, "
+        "it takes more than 1"
+    )
+    assert timings.startswith("load ") and not caplog.records
+    assert [read_parameters(name).negative_prompt for name in files(folder)] == ["red", "", "red"] * 2
+    assert draw(demo_bundle, "--negative-prompt", "red", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_line_that_fails_keeps_what_was_drawn(
     folder: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("prompts.txt").write_text(f"{STAR}\n{'(' * 200} star\n{RING}\n")
+    """A picture whose header is whole, and not the rest."""
+    Image.effect_noise((64, 64), 50).save("whole.png")
+    Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:2000])
+    Path("whole.png").unlink()
+    Path("prompts.txt").write_text(f"{STAR}\n{json.dumps({'prompt': RING, 'image': 'cut.png'})}\n{RING}\n")
     assert draw(demo_bundle) == 2
-    assert capsys.readouterr().err.startswith("sd-run: prompts.txt line 2: prompt: open brackets")
-    assert files(folder) == ["prompts-0000.png"]
+    assert capsys.readouterr().err.startswith("sd-run: prompts.txt line 2: picture: got cut.png")
+    assert files(folder) == ["cut.png", "prompts-0000.png"]
 
 
 KILLED = "import sys; from sd_runtime.cli.run import main; sys.exit(main())"

@@ -83,7 +83,7 @@ def test_a_picture_to_change_must_be_given_again(
     command = ["--from-image", "a.png", "--model", str(demo_bundle), "--output", "b.png"]
     assert main(command) == 2
     assert (
-        "--strength: got 0.8, accepted only with a picture to change; give the picture as --image"
+        "--strength without a picture to change: got 0.8; give the picture as --image, or leave --strength out"
         in capsys.readouterr().err
     )
     assert main([*command, "--image", "a.png"]) == 0

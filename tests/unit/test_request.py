@@ -71,6 +71,6 @@ ARGUMENTS = ("seed", "height", "guidance_scale", "eta", "rng", "num_inference_st
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(ARGUMENTS, ANYTHING)), ANYTHING)
-def test_anything_is_a_request_or_a_usage_error(arguments: dict[str, Any], prompt: Any) -> None:
+def test_fault_35_anything_is_a_request_or_a_usage_error(arguments: dict[str, Any], prompt: Any) -> None:
     with suppress(UsageError):
         assert isinstance(make_request(DEFAULTS, prompt, **arguments), Request)

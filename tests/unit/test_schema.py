@@ -57,7 +57,7 @@ def test_errors_name_the_field(change: dict[str, object], path: str) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"a": 1, "a": 2}', b'{"a": NaN}', b"[" * 100_000, b"\xff\xfe"])
-def test_hostile_json_is_a_schema_error(text: bytes) -> None:
+def test_fault_05_hostile_json_is_a_schema_error(text: bytes) -> None:
     with pytest.raises(SchemaError, match="doc"):
         parse_json(text, "doc")
 
@@ -71,6 +71,6 @@ LEAVES = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text()
 
 
 @given(st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_any_json_decodes_or_is_refused(value: object) -> None:
+def test_fault_05_any_json_decodes_or_is_refused(value: object) -> None:
     with suppress(SchemaError):
         from_json(Tree, value)

@@ -82,6 +82,22 @@ def test_closing_the_pipeline_frees_the_gpu(tensorrt: FakeTensorRT, bundle: Path
         pipeline(**REQUEST)
 
 
+def test_fault_52_closed_while_it_draws(tensorrt: FakeTensorRT, bundle: Path) -> None:
+    """Nothing more begins on the GPU, and what a request under way still has goes when it ends."""
+    for rescale in (0.0, 0.7):  # the device leads the loop, then the host
+        pipeline = Pipeline.load(bundle, device="cuda")
+        generation = pipeline.start(pipeline(**REQUEST, guidance_rescale=rescale).request)
+        next(generation)
+        pipeline.close()
+        with pytest.raises(EngineError, match=r"the (GPU|pipeline) was closed"):
+            list(generation)
+        with pytest.raises(EngineError, match="the pipeline was closed"):
+            generation.result()
+        tensorrt.engines.clear()
+        del generation, pipeline
+        assert tensorrt.gpu.memory.live == 0
+
+
 def test_guidance_rescale_is_not_linear_and_runs_on_the_host_over_the_same_engines(
     machine: FakeGpu, bundle: Path, demo_bundle: Path
 ) -> None:
@@ -119,10 +135,12 @@ def test_stopping_early_gives_the_picture_as_far_as_it_came(machine: FakeGpu, bu
 
 def test_fault_23_a_decoder_that_overflows_gives_no_black_picture(machine: FakeGpu, bundle: Path) -> None:
     with Pipeline.load(bundle) as pipeline:
-        latents = np.full((2, 4, 16, 16), np.nan, np.float32)
+        latents = np.full((2, 4, 16, 16), 3e37, np.float32)
         with pytest.raises(NumericalError, match="VAE decoder output of picture 1: got NaN or infinity"):
             pipeline.decode_latents(latents)
         assert np.isfinite(pipeline.decode_latents(np.zeros_like(latents))).all()
+        with pytest.raises(NumericalError, match=r"^latents of picture 2: got NaN or infinity$"):
+            pipeline.loops.decode(np.stack([np.zeros_like(latents[0]), np.full_like(latents[0], np.nan)]))
 
 
 # ---- engines as they are planned, and requests that they were not built for ------------------------------------------

@@ -108,15 +108,13 @@ class _Builder:
     def do(self, planned: EngineBuild, target: Target, *, force: bool) -> None:
         """Build, check and publish one engine, unless the bundle has it."""
         bundle = Bundle.open(self._root)
-        component = bundle.component(planned.component)
-        sources = [name for name in (planned.graph.path, component.weights) if name is not None]
         record = engine_record(bundle.manifest, planned, target, self._options)
         known = [replace(known, path="", activation_memory=0, checked=None) for known in bundle.manifest.engines]
         if not force and record in known:
             self._progress.note(f"{planned.label} is up to date")
             return
         with self._progress.stage(planned.label):
-            bundle.verify(sources)
+            bundle.open_graph(planned.component, planned.form)  # which the parser reads by its path
             report = partial(self._progress.detail, planned.label)
             plan, checked = self._workshop.make(bundle, planned, target, report)
             path = engine_path(target, planned.label, plan)

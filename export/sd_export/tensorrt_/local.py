@@ -113,9 +113,10 @@ class LocalWorkshop:
         """What the engine must agree with, on the CPU, opened as the runtime opens it; None, said once, where there is
         no ONNX Runtime."""
         component = bundle.component(planned.component)
-        graph = component.graph("plain") if component.weights is not None else planned.graph
         try:
-            reference = cpu_engine(bundle, component, graph)
+            reference = cpu_engine(
+                bundle, planned.component, "plain" if component.weights is not None else planned.form
+            )
         except DependencyError as error:
             if self._compares:
                 self._progress.note(f"engines are not compared with their graphs: {error}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import onnx
 import torch
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.engines.onnxruntime_.cpu import OnnxRuntimeEngine
-from sd_runtime.tensor import Array, TensorSpec
+from sd_runtime.tensor import Array, Dim, TensorSpec
 
 from ..networks.registry import find
 from ..source import Checkpoint
@@ -79,8 +80,8 @@ def graph_outputs(
     bundle: Bundle, component: str, feeds: Mapping[str, Array], expected: Mapping[str, Array]
 ) -> dict[str, Array]:
     """What the bundle's plain graph has at the end of each layer in `expected`, where the shapes agree."""
-    graph = bundle.component(component).graph()
-    model = onnx.load_model_from_string(bundle.read(graph.path))
+    graph, files = bundle.component(component).graph(), bundle.open_graph(component)
+    model = onnx.load_model_from_string(files.content)
     last = {}  # layer → the last value of its nodes
     for node in model.graph.node:
         layer = node.name.rpartition("/")[0]
@@ -90,13 +91,20 @@ def graph_outputs(
     present = {value.name for value in model.graph.output}
     shown = {layer: name for layer, name in last.items() if name in known and _dtype(known[name]) is not None}
     model.graph.output.extend(known[name] for name in dict.fromkeys(shown.values()) if name not in present)
-    specs = tuple(TensorSpec(name, str(_dtype(known[name])), ()) for name in dict.fromkeys(shown.values()))
-    engine = OnnxRuntimeEngine(model.SerializeToString(), bundle.path(graph.path).parent, graph.inputs, specs)
+    specs = tuple(_spec(known[name]) for name in dict.fromkeys(shown.values()))
+    engine = OnnxRuntimeEngine(replace(files, content=model.SerializeToString()), graph.inputs, specs)
     try:
         results = engine.run(feeds)
     finally:
         engine.close()
     return {layer: results[name] for layer, name in shown.items() if results[name].shape == expected[layer].shape}
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """A value of known type and number of axes, of whatever sizes."""
+    axes = len(value.type.tensor_type.shape.dim)
+    shape = tuple(Dim(f"axis {i}", 1, 1, 1 << 31) for i in range(axes))
+    return TensorSpec(value.name, str(_dtype(value)), shape)
 
 
 def _dtype(value: onnx.ValueInfoProto) -> str | None:

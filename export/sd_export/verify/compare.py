@@ -110,7 +110,7 @@ class _BundleSide:
 
     def _draw(self) -> tuple[list[Array], Result]:
         generation = self._pipeline.start(self._reference.probe.request(self._pipeline.manifest.defaults))
-        trail = [step.latents.copy() for step in generation]
+        trail = [step.model_input for step in generation]
         return trail, generation.result()
 
     @property

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_runtime.bundle.bundle import Bundle
-from sd_runtime.bundle.safetensors_file import open_safetensors
 from sd_runtime.bundle.schema import from_json, parse_json, to_json
 from sd_runtime.errors import BundleError
 from sd_runtime.tensor import Array
@@ -96,8 +95,7 @@ class Reference:
                 remedy="name the checkpoint with --against MODEL, or export the bundle again",
             )
         document = from_json(_Document, parse_json(bundle.read(JSON), JSON), JSON)
-        bundle.verify([TENSORS])
-        tensors = open_safetensors(bundle.path(TENSORS))
+        tensors = bundle.tensors(TENSORS)
         named = {name for case in document.cases for name in (*case.feeds.values(), case.expected)}
         if missing := sorted(named - set(tensors)):
             raise BundleError(f"{TENSORS}: missing", got=", ".join(missing))

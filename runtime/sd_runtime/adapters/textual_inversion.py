@@ -5,13 +5,13 @@ Gal et al., "An Image is Worth One Word", 2022 (arXiv 2208.01618).  `prompt.toke
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import numpy as np
 
 from ..bundle.safetensors_file import open_safetensors
-from ..errors import UsageError, one_line
+from ..errors import UsageError
+from ..images.files import why_unreadable
 from ..tensor import Array, all_finite
 
 AUTOMATIC1111_KEY = "emb_params"  # its files do not say the word; it is the file's name
@@ -28,7 +28,8 @@ def load_textual_inversion(path: Path, token: str | None = None) -> tuple[str, A
             accepted="a .safetensors file",
             remedy="convert .pt and .bin files first: loading them can run code",
         )
-    _check_is_file(path)
+    if reason := why_unreadable(path):
+        raise UsageError("textual inversion", got=str(path), accepted="a .safetensors file", remedy=reason)
     tensors = open_safetensors(path)
     if len(tensors) != 1:
         raise UsageError(
@@ -45,14 +46,3 @@ def load_textual_inversion(path: Path, token: str | None = None) -> tuple[str, A
     if not all_finite(vectors):
         raise UsageError(f"{path.name}: {name}", got="NaN or infinity", accepted="finite numbers")
     return token or (path.stem if name == AUTOMATIC1111_KEY else name), vectors
-
-
-def _check_is_file(path: Path) -> None:
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError("textual inversion", got=str(path), accepted="a .safetensors file, not a folder or device")
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        what = f"textual inversion: cannot read '{one_line(str(path))}': {reason}"
-        remedy = "check its name, and that you may read its folder"
-        raise UsageError(what, remedy=remedy) from error

@@ -1,31 +1,54 @@
 """A bundle on disk: found by name or path, its manifest read, every file's size and digest verified.
 
 A bundle is executable content, like a program: run only what you trust.  What is verified here is that its bytes are
-the ones the export wrote: small files are read once and the very bytes that were hashed are handed on; weights stay
-memory-mapped, so their digest holds for the moment of opening.
+the ones the export wrote: small files are read once and the very bytes that were hashed are handed on, graphs only if
+they name no file but their weights; weights stay memory-mapped, and are watched (see `verified_file`).
+
+A file may be a link to another of the bundle, not to one outside.  A second name of a file, a hard link, is no link:
+copies that back-ups make share their files so, and what counts is the bytes, whoever else can write them.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shlex
 import stat
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from ..errors import BundleError, one_line
+from . import digests
+from .graph_file import MAX_GRAPH, check_graph, weights_file
 from .locations import bundle_home
-from .manifest import CHUNK, MANIFEST, Component, Manifest, hash_chunk
+from .manifest import MANIFEST, MAX_FILE, MAX_MANIFEST, Component, Manifest
+from .safetensors_file import SafeTensors, read_safetensors
+from .verified_file import VerifiedFile, compare
 
+MAX_READ = 64 << 20  # bytes of a file that is read whole, other than an engine
 EXPORT_HINT = "make one with: sd-export --model demo"
 _ABSENT: Final = (errno.ENOENT, errno.ENOTDIR)
 _NO_NAME: Final = (*_ABSENT, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class GraphFiles:
+    """A graph that may be handed to a library.
+
+    name     its path in the bundle, for errors
+    content  the bytes of the .onnx: verified, and naming no file but the weights
+    folder   where a library finds the weights by the name that the graph has for them
+    weights  verified and open; None: it has none
+    """
+
+    name: str
+    content: bytes
+    folder: Path
+    weights: VerifiedFile | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +61,7 @@ class Bundle:
     @classmethod
     def open(cls, root: Path) -> Bundle:
         """Read the manifest in `root`, check the file list.  BundleError names all files that are missing or wrong."""
-        try:
-            text = (root / MANIFEST).read_bytes()
-        except FileNotFoundError as error:
-            accepted = f"a folder with {MANIFEST}"
-            raise BundleError("no bundle here", got=str(root), accepted=accepted, remedy=EXPORT_HINT) from error
-        except OSError as error:
-            raise _unreadable(root / MANIFEST, error) from error
+        text = _read_manifest(root)
         try:
             manifest = Manifest.from_bytes(text)
         except BundleError as error:
@@ -89,15 +106,15 @@ class Bundle:
             )
         return self.manifest.components[name]
 
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
+
     def path(self, name: str) -> Path:
         """Where a listed file lies; BundleError if the manifest does not list it, or if it leads out of the bundle."""
         if name not in self.manifest.files:
             raise BundleError(f"bundle {self.root.name} has no file {name}", remedy=self.export_again)
-        path = self.root / name
-        real = Path(os.path.realpath(path))  # unlike Path.resolve, it takes links that lead in a circle
-        if not real.is_relative_to(os.path.realpath(self.root)):
-            raise BundleError(f"{name} in bundle {self.root} leads out of the bundle", got=str(real))
-        return path
+        return _inside(self.root, name, self._real_root)
 
     def under(self, folder: str) -> dict[str, str]:
         """The listed files directly in `folder`: file name → path in the bundle."""
@@ -105,36 +122,73 @@ class Bundle:
         names = [name for name in self.manifest.files if name.startswith(prefix)]
         return {name[len(prefix) :]: name for name in names if "/" not in name[len(prefix) :]}
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a file, verified on all cores; what is returned is what was hashed."""
-        path = self.path(name)
+    def read(self, name: str, limit: int = MAX_READ) -> bytes:
+        """The bytes of a file of at most `limit`; what is returned is what was hashed."""
+        path, record = self.path(name), self.manifest.files[name]
+        if record.size > limit:
+            raise BundleError(f"{name} in bundle {self.root}", got=f"{record.size} bytes", accepted=f"at most {limit}")
         with _readable(path):
-            data = path.read_bytes()
-        view, starts = memoryview(data), range(0, max(len(data), 1), CHUNK)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = pool.map(lambda start: hashlib.sha256(view[start : start + CHUNK]).hexdigest(), starts)
-            self._compare(name, tuple(digests))
+            data = digests.read_at_most(digests.open_regular(path), record.size)
+        compare(digests.of_bytes(data), record, self._damaged(name))
         return data
 
-    def verify(self, names: Iterable[str]) -> None:
-        """Hash large files on all cores, chunk by chunk; BundleError names the first that differs."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            work = {n: range(0, max(self.manifest.files[n].size, 1), CHUNK) for n in names}
-            found = {n: [pool.submit(hash_chunk, self.path(n), start) for start in w] for n, w in work.items()}
-            for name, futures in found.items():
-                with _readable(self.root / name):
-                    digests = tuple(f.result() for f in futures)
-                self._compare(name, digests)
+    def read_engine(self, name: str) -> bytes:
+        """The same of a serialized engine, which holds its network's weights."""
+        return self.read(name, MAX_FILE)
 
-    def _compare(self, name: str, digests: tuple[str, ...]) -> None:
-        expected = self.manifest.files[name].sha256
-        if digests != expected:
-            raise BundleError(
-                f"{name} in bundle {self.root} is damaged: its SHA-256",
-                got="".join(digests)[:16] + "…",
-                accepted="".join(expected)[:16] + "…",
-                remedy=self.export_again,
-            )
+    def open_file(self, name: str) -> VerifiedFile:
+        """A large file, open and verified on all cores."""
+        path = self.path(name)
+        with _readable(path):
+            return VerifiedFile(path, self.manifest.files[name], self._damaged(name))
+
+    def verify(self, names: Iterable[str]) -> None:
+        """Hash files; BundleError names the first that differs."""
+        for name in names:
+            self.open_file(name)
+
+    def open_graph(self, component: str, form: str = "plain") -> GraphFiles:
+        """One of a component's graphs for a library to load: the only way by which a graph leaves the bundle."""
+        part = self.component(component)
+        name, weights = part.graph(form).path, part.weights
+        content = self.read(name, MAX_GRAPH)
+        allowed = None if weights is None else weights_file(name, weights, self.manifest.files[weights].size)
+        check_graph(name, content, allowed)
+        file = None if weights is None else self.open_file(weights)
+        return GraphFiles(name, content, self.path(name).parent if file is None else file.folder, file)
+
+    def tensors(self, name: str) -> SafeTensors:
+        """The tensors of a .safetensors, which is verified here, and again if it is changed meanwhile."""
+        file = self.open_file(name)
+        with _readable(file.path):
+            return read_safetensors(name, file.map(), file.check)
+
+    def _damaged(self, name: str) -> Callable[[str, str], BundleError]:
+        what = f"{name} in bundle {self.root} is damaged"
+        return lambda got, accepted: BundleError(what, got=got, accepted=accepted, remedy=self.export_again)
+
+
+def _read_manifest(root: Path) -> bytes:
+    try:
+        path = _inside(root, MANIFEST, os.path.realpath(root))
+        text = digests.read_at_most(digests.open_regular(path), MAX_MANIFEST)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise _unreadable(root / MANIFEST, error) from error
+        accepted = f"a folder with {MANIFEST}"
+        raise BundleError("no bundle here", got=str(root), accepted=accepted, remedy=EXPORT_HINT) from error
+    if len(text) > MAX_MANIFEST:
+        raise BundleError(f"{root / MANIFEST}", got="more bytes", accepted=f"at most {MAX_MANIFEST}")
+    return text
+
+
+def _inside(root: Path, name: str, real_root: str) -> Path:
+    path = root / name
+    real = os.path.realpath(path)  # unlike Path.resolve, it takes links that lead in a circle
+    if not Path(real).is_relative_to(real_root):
+        remedy = "copy the file itself into the bundle, for example with: cp --dereference"
+        raise BundleError(f"{name} in bundle {root} leads out of the bundle", got=real, remedy=remedy)
+    return path
 
 
 def find_bundle(name: str | None) -> Path:
@@ -143,6 +197,11 @@ def find_bundle(name: str | None) -> Path:
     BundleError lists the names that exist."""
     if name is not None and _is_bundle(Path(name)):
         return Path(name)
+    return find_exported(name)
+
+
+def find_exported(name: str | None) -> Path:
+    """The same by name only, for names that somebody else gave: no path leads out of the folder of bundles."""
     home = bundle_home()
     with _readable(home):
         known = sorted(p.parent.name for p in home.glob(f"*/{MANIFEST}") if not p.parent.name.startswith("."))
@@ -170,6 +229,8 @@ def _status(path: Path, absent: tuple[int, ...] = _ABSENT) -> os.stat_result | N
     """None where there is no such file: the system's error is one of `absent`."""
     try:
         return path.stat()
+    except ValueError:  # NUL or a lone surrogate, which no file's name holds
+        return None
     except OSError as error:
         if error.errno in absent:
             return None

@@ -9,13 +9,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..errors import UsageError
+
 HOME_VARIABLE = "SD_LEAN_HOME"
 
 
 def data_home() -> Path:
-    """The data directory; it need not exist yet."""
+    """The data directory; it need not exist yet.  UsageError: the variable names the home of nobody who is here."""
     if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            accepted = "a folder; there is no user of that name"
+            raise UsageError(HOME_VARIABLE, got=chosen, accepted=accepted) from error
     import platformdirs
 
     return Path(platformdirs.user_data_dir("sd-lean", appauthor=False))

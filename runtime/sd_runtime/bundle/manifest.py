@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -18,11 +17,14 @@ from typing import Literal
 from ..errors import BundleError
 from ..request import Defaults
 from ..tensor import TensorSpec
+from . import digests
 from .schema import from_json, parse_json, to_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-CHUNK = 64 << 20  # bytes a digest covers, so that all cores can verify one large file
+MAX_MANIFEST = 4 << 20  # bytes; a bundle with forty engines takes 200 000
+MAX_FILES = 4096  # a bundle with forty engines has a hundred
+MAX_FILE = 32 << 30  # bytes; Stable Diffusion's UNet takes 3.5e9 in float32
 
 Precision = Literal["fp32", "fp16"]
 EnginePrecision = Literal["fp32", "fp16", "bf16"]  # a bfloat16 engine is built from float32 weights
@@ -31,7 +33,7 @@ EngineLibrary = Literal["tensorrt", "tensorrt_rtx"]  # by the name of its module
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of the bundle: its size in bytes and the SHA-256 of each 64 MiB chunk, in hex."""
+    """One file of the bundle: its size in bytes and the SHA-256 of each chunk of `digests.CHUNK` bytes, in hex."""
 
     size: int
     sha256: tuple[str, ...]
@@ -222,15 +224,22 @@ class Manifest:
     def from_bytes(cls, text: bytes) -> Manifest:
         """Parse and check that every file a component or an engine needs is listed.  BundleError names the
         field's path, and a newer schema says so."""
-        value = parse_json(text, MANIFEST)
+        value = parse_json(text, MANIFEST, MAX_MANIFEST)
+        if b"\\ud" in text.lower():
+            _check_unicode(value)
         version = value.get("schema_version") if isinstance(value, dict) else None
         if version != SCHEMA_VERSION:
             newer = isinstance(version, int) and version > SCHEMA_VERSION
             remedy = "the bundle is newer than this program: pip install --upgrade sd-lean" if newer else None
             raise BundleError(f"{MANIFEST}: schema_version", got=version, accepted=str(SCHEMA_VERSION), remedy=remedy)
         manifest = from_json(cls, value, MANIFEST)
-        for path in manifest.files:
+        _check_range("number of files", len(manifest.files), 0, MAX_FILES)
+        for path, record in manifest.files.items():
             check_relative(path)
+            _check_range(f"files.{path}.size", record.size, 0, MAX_FILE)
+            if len(record.sha256) != digests.count(record.size):
+                accepted = f"{digests.count(record.size)} digests for {record.size} bytes"
+                raise BundleError(f"{MANIFEST}: files.{path}.sha256", got=len(record.sha256), accepted=accepted)
         for engine in manifest.engines:
             if engine.component not in manifest.components:
                 known = ", ".join(manifest.components)
@@ -253,34 +262,36 @@ class Manifest:
             yield f"the {engine.component} engine", engine.path
 
 
+def _check_unicode(value: object) -> None:
+    """BundleError for the halves of characters that JSON can spell, and no file and no terminal takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"{MANIFEST}: text", got=error.object[error.start], accepted="Unicode") from error
+
+
 def _check_range(what: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise BundleError(f"{MANIFEST}: {what}", got=value, accepted=f"{low:g} … {high:g}")
+        raise BundleError(f"{MANIFEST}: {what}", got=value, accepted=f"{low:.12g} … {high:.12g}")
 
 
 def check_relative(path: str) -> str:
-    """`path` if it stays inside the bundle: relative, POSIX, no `..`, no NUL, no backslash.  BundleError otherwise."""
+    """`path` if it stays inside the bundle: relative, POSIX, printable, no `..`, no backslash.  BundleError if not."""
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or "\\" in path or ":" in path:
+    if (
+        not path.isprintable()
+        or not pure.name
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or "\\" in path
+        or ":" in path
+    ):
         raise BundleError("path in manifest", got=path, accepted="relative paths inside the bundle")
     return path
 
 
 def record_file(path: Path) -> FileRecord:
-    """Size and chunk digests of a file on disk; the chunks are hashed on all cores."""
-    size = path.stat().st_size
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda offset: hash_chunk(path, offset), range(0, max(size, 1), CHUNK))
-        return FileRecord(size, tuple(digests))
-
-
-def hash_chunk(path: Path, offset: int) -> str:
-    """SHA-256 (hex) of the chunk of `path` that starts at `offset`; hashlib releases the interpreter lock."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(offset)
-        left = CHUNK
-        while left and (block := file.read(min(left, 1 << 20))):
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
+    """Size and chunk digests of a file on disk."""
+    descriptor = digests.open_regular(path)
+    size = os.fstat(descriptor.number).st_size
+    return FileRecord(size, digests.of_file(descriptor, size))

@@ -2,7 +2,9 @@
 
     0    done                       1    it failed                   130  interrupted (Ctrl-C)
     2    it was used wrongly        141  the reader of our output went away (SIGPIPE)
+    129  SIGHUP: the terminal was closed                             143  SIGTERM
 
+These two signals end the work as Ctrl-C does, so that temporary files go; a second one ends the process at once.
 SD_DEBUG=1 in the environment shows the traceback of any error.
 """
 
@@ -11,13 +13,17 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TextIO
 
-from ..errors import SDError, one_line
+from ..errors import SDError, one_line, printable
 from ..notices import muted
 from .flags import in_flags
 
@@ -29,12 +35,16 @@ def run(program: str, command: Callable[[], None], names: Mapping[str, str] | No
     """Run `command` and return the process's exit code; whatever it raises is reported on stderr under `program`, with
     arguments called as its command line calls them: `names`, else the flags of their names."""
     _prepare_streams()
+    received: list[int] = []
     try:
-        command()
-        with stdout_errors():
-            sys.stdout.flush()
+        with _stoppable(received):
+            command()
+            with stdout_errors():
+                sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
+        if received:
+            return _fail(program, f"stopped by {signal.Signals(received[0]).name}", 128 + received[0])
         return _fail(program, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         _discard(sys.stdout)
@@ -53,6 +63,30 @@ def run(program: str, command: Callable[[], None], names: Mapping[str, str] | No
             _discard(sys.stderr)
 
 
+@contextmanager
+def _stoppable(received: list[int]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, and note which it was.
+
+    Not where our caller ignores them, as nohup does, or has its own way with them."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    handled = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in handled:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run_parsed(
     program: str,
     parser: Callable[[], argparse.ArgumentParser],
@@ -64,7 +98,7 @@ def run_parsed(
 
     def parsed() -> None:
         args = parser().parse_args(argv)
-        with muted(args.quiet):
+        with muted(args.quiet), warnings_in_lines(program, args.quiet):
             command(args)
 
     return run(program, parsed, names)
@@ -85,7 +119,27 @@ def stdout_errors() -> Iterator[None]:
 def tell(message: str) -> None:
     """Write a line to stderr; where that fails, nobody listens, and the work goes on."""
     with suppress(OSError):
-        print(message, file=sys.stderr)
+        print(printable(message), file=sys.stderr)
+
+
+def say(line: object) -> None:
+    """Write a line to stdout, at once.  SDError: it cannot be written."""
+    with stdout_errors():
+        print(printable(str(line)), flush=True)
+
+
+@contextmanager
+def warnings_in_lines(program: str, quiet: bool) -> Iterator[None]:
+    """Python's warnings, which libraries raise over files, as lines of `program`; none of them if `quiet`."""
+
+    def show(message: Warning | str, category: type[Warning], *place: object, **line: object) -> None:
+        tell(f"{program}: {category.__name__}: {message}")
+
+    with warnings.catch_warnings():
+        if quiet:
+            warnings.simplefilter("ignore")
+        warnings.showwarning = show
+        yield
 
 
 def _prepare_streams() -> None:
@@ -109,7 +163,7 @@ def _discard(stream: TextIO) -> None:
 def _fail(program: str, message: str, code: int) -> int:
     """Say `message` on stderr, with the traceback first if the user asked for it."""
     if os.environ.get(DEBUG_VARIABLE, "") not in ("", "0"):
-        with suppress(OSError):
-            traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            tell(line)
     tell(f"{program}: {message}")
     return code

@@ -59,8 +59,15 @@ def in_flags(error: SDError, names: Mapping[str, str] | None = None) -> str:
     """The error's message with Python's names of arguments, where it is about one or has it in `backquotes`, as flags.
 
     names: how this command calls arguments that are not flags of these names."""
-    known = {name: flag(name) for name in (*FIELDS, *SPELLING, *OTHERS)} | dict(names or {})
     words = re.split(r"(: )", str(error), maxsplit=1)
-    if error.what in known and words[0] == error.what:
-        words[0] = known[error.what]
-    return re.sub(r"`(\w+)`", lambda match: known.get(match[1], match[0]), "".join(words))
+    words[0] = _flags(names).get(words[0], words[0])
+    return with_flags("".join(words), names)
+
+
+def with_flags(text: str, names: Mapping[str, str] | None = None) -> str:
+    """A notice of the library with the arguments that it has in `backquotes` as flags; `names` as above."""
+    return re.sub(r"`(\w+)`", lambda match: _flags(names).get(match[1], match[0]), text)
+
+
+def _flags(names: Mapping[str, str] | None) -> dict[str, str]:
+    return {name: flag(name) for name in (*FIELDS, *SPELLING, *OTHERS)} | dict(names or {})

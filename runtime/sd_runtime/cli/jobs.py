@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import SDError, UsageError, one_line
-from ..images.convert import grid, open_picture
+from ..images.convert import check_scaling, grid, open_picture
 from ..images.files import FileTakenError, check_destination, expand_pattern, write_file
 from ..images.metadata import Parameters, parameters_json, png_bytes, read_parameters, save_numbered_png
 from ..images.preview import strip
@@ -84,7 +84,8 @@ def make_jobs(lines: Sequence[tuple[str, Settings]], defaults: Defaults, pattern
             request = settings.request(defaults)
             cells = None if settings.grid is None else settings.cells(settings.grid)
             if settings.image is not None:
-                open_picture(settings.image).close()
+                with open_picture(settings.image) as picture:
+                    check_scaling(picture, (request.width, request.height), request.resize)
         jobs.append(Job(where, request, settings.image, cells, settings.options.get("seed") is not None))
     return jobs if pattern is None else _placed(jobs, pattern)
 
@@ -211,7 +212,7 @@ def draw(
     if not wanted:
         return
     if job.grid is not None:
-        generation = pipeline.start(job.request, image=job.image)
+        generation = _begun(pipeline, job.request, job.image)
         for _ in watched(generation, generation, saving):
             pass
         result = generation.result()
@@ -220,12 +221,26 @@ def draw(
         return
     seeds = tuple(job.request.seeds[i] for i in wanted)
     request = replace(job.request, num_images_per_prompt=len(wanted), seeds=seeds)
-    generation = pipeline.start(request, image=job.image)
+    generation = _begun(pipeline, request, job.image)
     for item in watched(generation, generation.results(), saving):
         if not isinstance(item, Step):
             paths = [job.paths[wanted[i]] if job.paths else None for i in item.indices]
             drawn = zip(item.images, item.parameters, paths, strict=True)
             yield item, [save(picture, parameters, path, saving) for picture, parameters, path in drawn]
+
+
+def _begun(pipeline: Pipeline, request: Request, image: str | None) -> Generation:
+    """As `pipeline.start`, whose notices were said when all jobs were looked at."""
+    return pipeline.generate(pipeline.prepare(request, pipeline.inputs(request, image=image)))
+
+
+def notices(pipeline: Pipeline, jobs: Iterable[Job]) -> list[str]:
+    """What the jobs ask for that has no effect, with the line that asks for it first."""
+    said = dict[str, str]()
+    for job in jobs:
+        for notice in pipeline.notices(job.request):
+            said.setdefault(notice, job.where)
+    return [f"{where}: {notice}" if where else notice for notice, where in said.items()]
 
 
 Item = TypeVar("Item", bound="Step | Result")

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import UsageError
 from ..fields import FIELDS
 from ..images.metadata import Parameters
+from ..prompt.foreign import Instruction, without_networks
 from ..provenance import OWN_SCHEDULER, UNREPEATABLE, is_ours
 from ..sampling import resolve
 from ..sampling.registry import BY_CLASS
@@ -19,8 +20,12 @@ def recall(parameters: Parameters) -> tuple[Settings, list[str]]:
     Of other programs' pictures, what is not understood is left out.  They are taken for AUTOMATIC1111's, which draws
     with the GPU's noise unless it says otherwise."""
     ours, extra = is_ours(parameters), dict(parameters.extra)
+    prompts, networks = (parameters.prompt, parameters.negative_prompt), list[Instruction]()
+    if not ours:  # ours were read as what they say
+        (prompt, networks), (negative, others) = map(without_networks, prompts)
+        prompts, networks = (prompt, negative), [*networks, *others]
     options: dict[str, Any] = {
-        "negative_prompt": parameters.negative_prompt,
+        "negative_prompt": prompts[1],
         "seed": parameters.seed,
         "num_inference_steps": parameters.num_inference_steps,
         "guidance_scale": parameters.guidance_scale,
@@ -36,9 +41,9 @@ def recall(parameters: Parameters) -> tuple[Settings, list[str]]:
                 options[name] = value
                 del extra[field.label]
     grid = extra.pop("Grid", None)
-    rest = [f"{key}: {value}" for key, value in extra.items() if key not in UNREPEATABLE]
+    rest = [*map(str, networks), *(f"{key}: {value}" for key, value in extra.items() if key not in UNREPEATABLE)]
     said = {name: value for name, value in options.items() if value is not None}
-    return Settings(prompt=parameters.prompt, grid=grid, options=said), rest
+    return Settings(prompt=prompts[0], grid=grid, options=said), rest
 
 
 def _counts(name: str, parameters: Parameters, scheduler: str | None, *, ours: bool) -> bool:
@@ -56,12 +61,17 @@ def _recall_scheduler(label: str | None, extra: dict[str, str], *, ours: bool) -
     name = extra.pop("Scheduler", label) if ours else label
     if name is None or (ours and name == OWN_SCHEDULER):
         return None
-    try:
-        resolve(name)
-    except UsageError:
-        extra["Sampler"] = name
-        return None
-    return name
+    stem, _, levels = name.rpartition(" ")
+    for known, left in ((name, {}), (stem, {"Schedule type": levels})):  # a sampler that has no such noise levels here
+        if known and (not left or levels in ("Karras", "Exponential")):
+            try:
+                resolve(known)
+            except UsageError:
+                continue
+            extra.update(left)
+            return known
+    extra["Sampler"] = name
+    return None
 
 
 def differences(recorded: Parameters, repeated: Parameters) -> list[str]:

@@ -15,8 +15,8 @@ from ..errors import BundleError, SDError, UsageError, one_line
 from ..fields import FIELDS
 from ..images.files import check_destination, same_name
 from .arguments import ArgumentParser
-from .console import run_parsed, stdout_errors, tell
-from .flags import add_fields, given
+from .console import run_parsed, say, tell
+from .flags import add_fields, given, with_flags
 
 if TYPE_CHECKING:
     from ..images.metadata import Parameters
@@ -54,7 +54,7 @@ def _add_prompts(parser: ArgumentParser) -> None:
     add_fields(add, ("negative_prompt",))
     add("--image", metavar="FILE", help="a picture to change: PNG, JPEG or WEBP")
     add_fields(add, ("strength", "resize"))
-    add("--from-image", type=Path, metavar="FILE", help="repeat a PNG of sd-run or AUTOMATIC1111; flags change details")
+    add("--from-image", type=Path, metavar="FILE", help="repeat a picture of sd-run or others; flags change it")
     add("--prompts-file", type=Path, metavar="FILE", help="draw every line; started again, what is missing")
     add_fields(add, ("prompt_weighting", "truncate"))
     add("--embedding", action="append", default=[], metavar="WORD=FILE", help="a textual inversion, .safetensors")
@@ -107,16 +107,15 @@ def _list_schedulers() -> None:
 
     rows = describe()
     width = max(len(name) for name, _ in rows)
-    with stdout_errors():
-        for name, text in rows:
-            print(f"{name:<{width}}  {text}")
+    for name, text in rows:
+        say(f"{name:<{width}}  {text}")
 
 
 def _draw(args: argparse.Namespace) -> None:
     """The whole command: what is asked for, whether it can be, where it goes; load; draw and save."""
     from ..bundle.bundle import Bundle, find_bundle
     from ..pipeline import Pipeline
-    from .jobs import Saving, draw, error_at, missing
+    from .jobs import Saving, draw, error_at, missing, notices
 
     started = time.perf_counter()
     recorded = None if args.from_image is None else _read_picture(args.from_image)
@@ -135,6 +134,8 @@ def _draw(args: argparse.Namespace) -> None:
                 pipeline.check(job.request)
                 left.append(None if args.prompts_file is None else missing(pipeline, job, saving))
         loaded = time.perf_counter() - started
+        for notice in [] if args.quiet else notices(pipeline, jobs):
+            _note(with_flags(notice))
         for job, indices in zip(jobs, left, strict=True):
             with error_at(job.where):
                 for result, paths in draw(pipeline, job, indices, saving):
@@ -158,16 +159,18 @@ def _read_picture(path: Path) -> Parameters:
 
 
 def _model_of(recorded: Parameters) -> Path:
-    """The bundle that drew a picture; for other programs' pictures, the only one there is."""
-    from ..bundle.bundle import find_bundle
+    """The bundle that drew a picture, if it is among the exported ones: a path is the user's to give, not a picture's.
+    For other programs' pictures, the only one there is."""
+    from ..bundle.bundle import find_exported
     from ..provenance import is_ours
 
     try:
-        return find_bundle(recorded.model)
-    except BundleError:
-        if is_ours(recorded):
-            raise
-        return find_bundle(None)
+        return find_exported(recorded.model)
+    except BundleError as error:
+        if not is_ours(recorded):
+            return find_exported(None)
+        remedy = "name an exported model or a bundle's folder as `bundle`"
+        raise BundleError("the picture's model is not here", got=recorded.model, remedy=remedy) from error
 
 
 def _jobs(args: argparse.Namespace, recorded: Parameters | None, defaults: Defaults, saving: Saving) -> list[Job]:
@@ -230,9 +233,8 @@ def _report(result: Result, paths: Sequence[Path], *, quiet: bool) -> None:
             _note(f"dropped from '{one_line(prompt, 30)}' beyond 77 tokens: {one_line(lost)}")
     for path in _withheld(result, paths):
         _note(f"black, as the safety checker withheld it: {path}")
-    with stdout_errors():
-        for path in paths:
-            print(path, flush=True)
+    for path in paths:
+        say(path)
 
 
 def _withheld(result: Result, paths: Sequence[Path]) -> Sequence[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 from ..bundle.schema import parse_json
 from ..errors import BundleError, UsageError
 from ..fields import FIELDS
+from ..images.files import why_unreadable
 from ..request import DEFAULT_STRENGTH, Defaults, Request, make_request
 
 MAX_FILE = 64 << 20  # bytes of a prompts file
@@ -48,8 +49,8 @@ class Settings:
             options.setdefault("strength", DEFAULT_STRENGTH)
         for name in ("strength", "resize"):
             if self.image is None and name in options:
-                accepted = "only with a picture to change"
-                raise UsageError(name, got=options[name], accepted=accepted, remedy="give the picture as `image`")
+                remedy = f"give the picture as `image`, or leave `{name}` out"
+                raise UsageError(f"`{name}` without a picture to change", got=options[name], remedy=remedy)
         if self.grid is not None:
             rows, columns = self.cells(self.grid)
             if options.setdefault("num_images_per_prompt", rows * columns) > rows * columns:
@@ -72,17 +73,18 @@ def read_prompts_file(path: Path) -> list[tuple[str, Settings]]:
 
     A line is a prompt or, if it starts with {, a JSON object with `prompt`, `image`, `grid` and fields of a request.
     UsageError names the line, and the field, that cannot be."""
+    if reason := why_unreadable(path, streams=True):
+        raise UsageError("prompts file", got=str(path), accepted="a text file", remedy=reason)
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise UsageError("prompts file", got=f"{size} bytes", accepted=f"at most {MAX_FILE}")
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+        text = data.decode("utf-8-sig")
     except OSError as error:
         raise UsageError("prompts file", got=str(path), accepted="a text file", remedy=error.strerror) from error
-    except (UnicodeDecodeError, ValueError) as error:  # ValueError: NUL in the name
-        if isinstance(error, UsageError):
-            raise
+    except UnicodeDecodeError as error:
         raise UsageError("prompts file", got=str(path), accepted="text in UTF-8") from error
+    if len(data) > MAX_FILE:
+        raise UsageError("prompts file", got=f"{path}, which is larger", accepted=f"at most {MAX_FILE} bytes")
     lines = [(f"{path.name} line {n}", line.strip()) for n, line in enumerate(text.split("\n"), 1)]
     settings = [(where, _read_line(line, where)) for where, line in lines if line]
     if not settings:

@@ -71,6 +71,11 @@ class Machine:
             self._gpu = Gpu()
         return self._gpu
 
+    def refuse(self) -> None:
+        """Let no more work begin on the GPU: what it needs is about to be freed."""
+        if self._gpu is not None:
+            self._gpu.refuse()
+
     def close(self) -> None:
         """Give the GPU back; the engines on it were closed."""
         if self._gpu is not None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..bundle.bundle import Bundle
-from ..bundle.catalogue import EAGER
+from ..bundle.catalogue import EAGER, check_signature
 from ..errors import EngineError
 from .backend import Backend, Machine
 from .protocol import Engine
@@ -82,8 +82,13 @@ class Engines:
             known = self._engines.get((name, form))
         if known is not None:
             return known
-        self._bundle.component(name).graph(form)
+        graph = self._bundle.component(name).graph(form)
         loaded = self._load(name, form, 0)
+        try:
+            check_signature(graph.path, name, form, loaded.inputs, loaded.outputs)
+        except BaseException:
+            loaded.close()
+            raise
         with self._lock:
             kept = self._engines.setdefault((name, form), loaded)
         if kept is not loaded:  # another thread was quicker
@@ -105,6 +110,7 @@ class Engines:
             if self._closed:
                 return
             self._closed = True
+            self._machine.refuse()
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()

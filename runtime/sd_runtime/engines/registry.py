@@ -6,6 +6,7 @@ To add one: a folder beside this file, with an opener, and one entry in `BACKEND
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ..bundle.bundle import Bundle
 from ..errors import EngineError, UsageError
@@ -30,16 +31,10 @@ def _onnxruntime(bundle: Bundle, machine: Machine) -> Backend:
     return open_onnxruntime(bundle, machine)
 
 
-def _openvino(bundle: Bundle, machine: Machine) -> Backend:
+def _openvino(bundle: Bundle, machine: Machine, *, bfloat16: bool = False) -> Backend:
     from .openvino_.backend import open_openvino
 
-    return open_openvino(bundle, machine)
-
-
-def _openvino_bf16(bundle: Bundle, machine: Machine) -> Backend:
-    from .openvino_.backend import open_openvino
-
-    return open_openvino(bundle, machine, bfloat16=True)
+    return open_openvino(bundle, machine, bfloat16=bfloat16)
 
 
 Opener = Callable[[Bundle, Machine], Backend | None]  # None, said aloud: it cannot run this bundle on this machine
@@ -49,7 +44,7 @@ BACKENDS: dict[str, Opener] = {
     "tensorrt_rtx": _tensorrt_rtx,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
-    "openvino-bf16": _openvino_bf16,
+    "openvino-bf16": partial(_openvino, bfloat16=True),
 }
 USUAL = ("tensorrt", "tensorrt_rtx", "onnxruntime")  # in the order in which they are asked where nothing else is said
 

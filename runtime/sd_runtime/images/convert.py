@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import NumericalError, UsageError, one_line
 from ..fields import Resize, check
 from ..tensor import Array, all_finite
+from .files import why_unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +93,7 @@ def from_pictures(
     check("resize", resize)
     if isinstance(pictures, np.ndarray):
         pictures = list(pictures) if pictures.ndim == 4 else [pictures]
-    elif isinstance(pictures, str) or not isinstance(pictures, Sequence):
+    elif isinstance(pictures, (str, bytes)) or not isinstance(pictures, Sequence):
         pictures = [pictures]
     if not pictures:
         raise UsageError("pictures", got="none", accepted="at least one")
@@ -106,7 +107,7 @@ def _to_sample(picture: Picture, size: tuple[int, int], resize: Resize) -> Float
         if unit.shape[1::-1] != size:
             unit = _unit_array(_resized(_from_unit_array(unit), size, resize))
     else:
-        unit = _unit_array(_resized(_to_rgb(picture), size, resize))
+        unit = _unit_array(_resized(_to_rgb(picture, size, resize), size, resize))
     return np.ascontiguousarray(np.float32(2) * unit.transpose(2, 0, 1) - np.float32(1))
 
 
@@ -130,23 +131,39 @@ def _from_unit_array(unit: Float32) -> Image:
     return Image.fromarray(np.rint(unit * np.float32(255)).astype(np.uint8))
 
 
-def _to_rgb(picture: Image | str | os.PathLike[str]) -> Image:
-    """A PIL image or file as an upright RGB image without transparency."""
+def _to_rgb(picture: Image | str | os.PathLike[str], size: tuple[int, int], resize: Resize) -> Image:
+    """A PIL image or file as an upright RGB image without transparency, if it can be brought to `size`."""
     from PIL import Image, ImageOps
 
     if isinstance(picture, (str, os.PathLike)):
         with open_picture(picture) as opened:
-            return _to_rgb(opened)
+            return _to_rgb(opened, size, resize)
     if not isinstance(picture, Image.Image):
         raise UsageError("picture", got=type(picture).__name__, accepted="a PIL image, a path or an array")
-    _check_pixels(picture.size, "picture")
+    check_scaling(picture, size, resize)
     try:
         return _without_alpha(ImageOps.exif_transpose(picture))
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
-        name = getattr(picture, "filename", None) or "an image"
-        raise UsageError("picture", got=name, accepted="undamaged files", remedy=one_line(str(error))) from error
+        raise UsageError(
+            "picture", got=_name(picture), accepted="undamaged files", remedy=one_line(str(error))
+        ) from error
+
+
+def check_scaling(picture: Image, size: tuple[int, int], resize: Resize) -> None:
+    """UsageError, before anything is decoded, for a picture that has, or would on its way to `size` get, more than
+    MAX_PIXELS pixels: 1 x 60 000 000 cropped to a square is a million times as large in between."""
+    _check_pixels(picture.size, f"picture '{_name(picture)}'")
+    turned = picture.size[::-1]  # as Exif may say, which PNG tells after the pixels
+    if min(_area(_scaled(one, size, resize)) for one in (picture.size, turned)) > MAX_PIXELS:
+        got = f"{picture.width}x{picture.height} pixels"
+        accepted = f"a shape that stays below {MAX_PIXELS} pixels when it is brought to {size[0]}x{size[1]}"
+        raise UsageError(f"picture '{_name(picture)}' is too long and thin", got=got, accepted=accepted)
+
+
+def _name(picture: Image) -> str:
+    return one_line(str(getattr(picture, "filename", None) or "an image"))
 
 
 def _without_alpha(image: Image) -> Image:
@@ -168,16 +185,7 @@ def _resized(image: Image, size: tuple[int, int], resize: Resize) -> NDArray[np.
     from PIL.Image import Resampling
 
     width, height = size
-    by_height = image.width * height // image.height, height  # as high as wanted, in proportion
-    by_width = width, image.height * width // image.width
-    wider = image.width * height > width * image.height  # than wanted
-    if resize == "stretch":
-        scaled = size
-    elif resize == "crop":
-        scaled = by_height if wider else by_width
-    else:
-        scaled = by_width if wider else by_height
-    scaled = max(scaled[0], 1), max(scaled[1], 1)
+    scaled = _scaled(image.size, size, resize)
     _check_pixels(scaled, "picture too long and thin to crop; scaled")
     pixels = np.asarray(image.resize(scaled, Resampling.LANCZOS))
     left, top = width // 2 - scaled[0] // 2, height // 2 - scaled[1] // 2  # negative where the picture hangs over
@@ -187,6 +195,25 @@ def _resized(image: Image, size: tuple[int, int], resize: Resize) -> NDArray[np.
     return np.pad(pixels, ((top, height - rows - top), (left, width - columns - left), (0, 0)), mode="edge")
 
 
+def _scaled(own: tuple[int, int], size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+    """The width and height to which a picture of its `own` is scaled, before it is cut or filled up to `size`."""
+    width, height = size
+    by_height = own[0] * height // own[1], height  # as high as wanted, in proportion
+    by_width = width, own[1] * width // own[0]
+    wider = own[0] * height > width * own[1]  # than wanted
+    if resize == "stretch":
+        scaled = size
+    elif resize == "crop":
+        scaled = by_height if wider else by_width
+    else:
+        scaled = by_width if wider else by_height
+    return max(scaled[0], 1), max(scaled[1], 1)
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
 def open_picture(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> Image:
     """Open a picture file and check its header; pixels are decoded later, and only from a sane size.
 
@@ -194,8 +221,8 @@ def open_picture(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS)
     from PIL import Image
 
     file, accepted = Path(path), f"a picture file ({', '.join(formats)})"
-    if not _is_file(file):
-        raise UsageError("picture", got=str(path), accepted=accepted, remedy="there is no such file")
+    if reason := why_unreadable(file):
+        raise UsageError("picture", got=str(path), accepted=accepted, remedy=reason)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -205,20 +232,13 @@ def open_picture(path: str | os.PathLike[str], formats: Sequence[str] = FORMATS)
     except Exception as error:  # as above
         raise UsageError("picture", got=str(path), accepted=accepted) from error
     try:
-        _check_pixels(image.size, "picture")
+        _check_pixels(image.size, f"picture '{one_line(str(path))}'")
     except UsageError:
         image.close()
         raise
     return image
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, or with NUL
-        return False
-
-
 def _check_pixels(size: tuple[int, int], what: str) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
+    if _area(size) > MAX_PIXELS:
         raise UsageError(what, got=f"{size[0]}x{size[1]} pixels", accepted=f"at most {MAX_PIXELS} pixels")

@@ -10,8 +10,10 @@ import os
 import re
 import stat
 import string
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +34,10 @@ _REMEDIES: Final = {
 }
 _USAGE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR)  # the rest is the system's fault
 _NO_HARD_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+_TEMPORARY: Final = re.compile(r"\.sd-lean-([0-9a-f]{8})-([0-9]{1,9})-[0-9a-f]{16}\.tmp")  # machine, process, chance
+_FOLDERS: Final = 64  # that are remembered as looked through
 
 
 class FileTakenError(UsageError):
@@ -97,6 +103,30 @@ def free_names(folder: Path, stem: str = "picture") -> Iterator[Path]:
         yield folder / f"{stem}-{number:04}.png"
 
 
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def why_unreadable(path: Path, *, streams: bool = False) -> str | None:
+    """Why there is no regular file, or with `streams` pipe or device, to read at `path`, in words; None: there is."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ENOENT and path.is_symlink():
+            return f"it is a link to '{one_line(str(path.readlink()))}', which is not there"
+        return {
+            None: "no file can have this name",
+            errno.ENOENT: "there is no such file",
+            errno.ENOTDIR: "there is no such file",
+            errno.ELOOP: "it is a link that leads to itself",
+            errno.ENAMETOOLONG: "the name is too long",
+            errno.EACCES: "you may not look into its folder",
+        }.get(number) or str(error)
+    if stat.S_ISREG(mode) or (streams and not stat.S_ISDIR(mode)):
+        return None if os.access(path, os.R_OK) else "you may not read it"
+    return "it is a folder" if stat.S_ISDIR(mode) else "it is a device or a pipe"
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -122,19 +152,51 @@ def same_name(path: Path, other: Path) -> bool:
 def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> Path:
     """Write `data` so that `path` is at every moment the old file, none, or the complete new one.
 
+    A new file gets the permissions that the umask leaves, one that replaces another those of the other.
     FileTakenError where the name is in use and `overwrite` is False, also when another process took it meanwhile;
     UsageError for an impossible name or a missing folder; SDError for what the system refuses."""
     with _errors_about(path):
-        temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")  # in the same folder, hence on the same disk
+        _remove_stale(path.parent)
+        name = f".sd-lean-{_machine()}-{os.getpid()}-{os.urandom(8).hex()}.tmp"
+        temporary = path.with_name(name)  # in the same folder, hence on the same disk
         try:
             _write_and_sync(temporary, data)
             if overwrite:
+                with suppress(FileNotFoundError):
+                    temporary.chmod(stat.S_IMODE(path.stat().st_mode))
                 temporary.replace(path)
             else:
                 _publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     return path
+
+
+@lru_cache(_FOLDERS)
+def _remove_stale(folder: Path) -> None:
+    """Remove what a process that was killed while saving left in a folder; looked for once, before the first save."""
+    if os.name != "posix":
+        return  # nothing there tells whether a process is alive and does nothing else
+    with suppress(OSError):
+        for path in folder.iterdir():
+            name = _TEMPORARY.fullmatch(path.name)
+            if name is not None and name[1] == _machine() and not _is_alive(int(name[2])):
+                path.unlink()
+
+
+def _machine() -> str:
+    """Eight digits for this machine's name: another's processes have numbers of their own."""
+    return f"{zlib.crc32(os.uname().nodename.encode()) if os.name == 'posix' else 0:08x}"
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks only
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 @contextmanager

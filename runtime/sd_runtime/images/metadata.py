@@ -17,6 +17,7 @@ import math
 import operator
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from ..bundle.schema import from_json, parse_json, to_json
 from ..errors import BundleError, UsageError
 from ..fields import shortest
 from .files import FileTakenError, free_names, write_file
+from .foreign import Told, from_fooocus, read_comfy, read_document
+from .texts import program_of, texts_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +37,7 @@ TEXT_CHUNK: Final = "parameters"
 JSON_CHUNK: Final = "sd_runtime"
 XMP_CHUNK: Final = "XML:com.adobe.xmp"
 MAX_TEXT: Final = 1 << 20  # characters that we are willing to read
+READ: Final = "sd-run, AUTOMATIC1111, ComfyUI, Fooocus and SwarmUI"  # whose pictures
 
 XMP: Final = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -46,6 +50,10 @@ XMP: Final = (
 _KEY: Final = r"\w[\w \-/]{0,60}[\w\-/]"
 _PAIR: Final = re.compile(rf'\s*({_KEY})\s*:\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')  # linear on hostile text
 _OWN_KEYS: Final = ("Steps", "Sampler", "CFG scale", "Seed", "Size", "Model hash", "Model", "RNG", "Version")
+_AUTOMATIC: Final = {  # what "Schedule type: Automatic" is for these: modules/sd_samplers_kdiffusion.py
+    **dict.fromkeys(("DPM++ 2M", "DPM++ SDE", "DPM++ 2S a", "DPM2", "DPM2 a", "Restart"), "Karras"),
+    **dict.fromkeys(("DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE"), "Exponential"),
+}
 _RNG_NAMES: Final = {"cpu": "CPU", "cuda": "NV"}  # NV: the noise of NVIDIA cards, computed on the host
 
 
@@ -118,7 +126,7 @@ def parse_parameters(text: str) -> Parameters:
     a prompt.  Ambiguous where a prompt holds a line of settings or one that starts with "Negative prompt:"."""
     lines = text[:MAX_TEXT].replace("\r\n", "\n").rstrip("\n").split("\n")
     at = _find_settings(lines)
-    settings = _parse_pairs(lines[at]) if at < len(lines) else {}
+    settings = from_fooocus(_parse_pairs(lines[at])) if at < len(lines) else {}
     prompts = lines[:at]
     negative_at = next((i for i, line in enumerate(prompts) if line.startswith("Negative prompt:")), len(prompts))
     negative = "\n".join(prompts[negative_at:])[len("Negative prompt:") :].removeprefix(" ")
@@ -159,8 +167,10 @@ def _from_settings(prompt: str, negative_prompt: str, settings: dict[str, str]) 
 
     steps, seed = take("Steps", r"\d{1,9}"), take("Seed", r"-?\d{1,20}")
     size, scale = take("Size", r"\d{1,9}x\d{1,9}"), take("CFG scale", r"-?\d{1,20}(\.\d{1,20})?(e[-+]?\d{1,2})?")
-    scheduler, spacing = take("Sampler"), take("Schedule type", "Karras|Exponential|Automatic")
-    if scheduler and spacing and spacing != "Automatic":
+    scheduler, spacing = take("Sampler"), take("Schedule type", "Karras|Exponential|Automatic|Uniform")
+    if spacing == "Automatic":
+        spacing = _AUTOMATIC.get(scheduler or "")
+    if scheduler and spacing and spacing != "Uniform":
         scheduler = f"{scheduler} {spacing}"  # since version 1.9 the two are written apart
     rng = take("RNG", "CPU|NV|GPU")
     width, height = map(int, size.split("x")) if size else (None, None)
@@ -240,18 +250,39 @@ def parameters_json(parameters: Parameters, indent: int | None = None) -> str:
 
 
 def read_parameters(path: str | os.PathLike[str]) -> Parameters:
-    """The parameters in a PNG of ours or of any program that writes AUTOMATIC1111's text.
+    """The parameters in a picture of ours or of the programs that `foreign` describes.
 
-    UsageError: not a PNG, or it says nothing."""
+    UsageError: not a picture, it says nothing, or what another program says is not read."""
     from .convert import open_picture
 
-    with open_picture(path, formats=("PNG",)) as image:
-        text, document = image.info.get(TEXT_CHUNK), image.info.get(JSON_CHUNK)
-    if not isinstance(text, str):
-        accepted = "a PNG with generation parameters, as sd-run and AUTOMATIC1111 save it"
-        raise UsageError("picture", got=str(path), accepted=accepted)
-    exact = _parse_document(document) if isinstance(document, str) else None
-    return exact if exact is not None and format_parameters(exact) == text else parse_parameters(text)
+    with open_picture(path) as image:
+        texts = texts_of(image)
+    try:
+        read = _parse_texts(texts)
+    except UsageError as error:
+        raise UsageError(f"'{path}': {error.what}", got=error.got, accepted=error.accepted) from error
+    if read is None:
+        program = program_of(texts)
+        got = f"{path}, with the metadata of {program}, which is not read" if program else str(path)
+        raise UsageError("picture", got=got, accepted=f"a picture with generation parameters, as {READ} save it")
+    return read
+
+
+def _parse_texts(texts: Mapping[str, str]) -> Parameters | None:
+    """The parameters in a picture's texts, ours before other programs'; None: there are none."""
+    text = texts.get(TEXT_CHUNK)
+    if text is not None:
+        exact = _parse_document(texts[JSON_CHUNK]) if JSON_CHUNK in texts else None
+        if exact is not None and format_parameters(exact) == text:
+            return exact
+        told = read_document(text)
+        return _from_told(told) if told is not None else parse_parameters(text)
+    told = read_comfy(texts["prompt"]) if "prompt" in texts else None
+    return None if told is None else _from_told(told)
+
+
+def _from_told(told: Told) -> Parameters:
+    return _from_settings(told.prompt, told.negative_prompt, told.settings)
 
 
 def _parse_document(document: str) -> Parameters | None:

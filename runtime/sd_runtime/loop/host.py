@@ -19,13 +19,27 @@ from .guidance import Guidance, guide
 class Evaluated:
     """What one evaluation of the UNet, and the sampler after it, left behind.
 
-    latents: (B, C, h, w) float32, the UNet's next input (after the last step: the picture's latents); a view into the
-    loop's own memory, valid until the next step is asked for: copy what you keep."""
+    latents: (B, C, h, w) float32, read-only: the UNet's next input, after the last step the picture's latents."""
 
     index: int
     total: int
     timestep: float
     latents: Array
+
+    def __post_init__(self) -> None:
+        self.latents.setflags(write=False)  # the loop goes on from them
+
+
+def overflow(plan: SamplingPlan, index: int, sample: Array, output: Array) -> NumericalError:
+    """What was the first to hold NaN or infinity in an evaluation whose guided prediction does."""
+    step = f"step {index + 1} of {len(plan)} (timestep {plan.timesteps[index]:g})"
+    if not all_finite(sample):
+        what, remedy = f"latents before {step}", "lower `guidance_scale`, or take another sampler"
+    elif not all_finite(output):
+        what, remedy = f"UNet output in {step}", EXPORT_IN_FP32
+    else:
+        what, remedy = f"prediction after guidance in {step}", "lower `guidance_scale` or `guidance_rescale`"
+    return NumericalError(what, got="NaN or infinity", remedy=remedy)
 
 
 def denoise(
@@ -53,13 +67,11 @@ def denoise(
             halves[:] = state[0].reshape(latents.shape)
             timestep[0] = plan.timesteps[index]
             output = unet.run({"sample": sample, "timestep": timestep, **placed})["out_sample"]
-            prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows is an error below
+                prediction = guide(output, guidance) if guidance.on else output  # (B, C, h, w)
             if not all_finite(prediction):
-                raise NumericalError(
-                    f"UNet output in step {index + 1} of {len(plan.timesteps)} (timestep {plan.timesteps[index]:g})",
-                    got="NaN or infinity",
-                    remedy=f"lower `guidance_scale`, or {EXPORT_IN_FP32}",
-                )
+                raise overflow(plan, index, sample, output)
             fresh = noise.draw(tuple(image_shape)).ravel() if plan.draws[index] else None
-            state = plan.advance(index, state, prediction.ravel(), fresh)
+            with np.errstate(over="ignore", invalid="ignore"):
+                state = plan.advance(index, state, prediction.ravel(), fresh)
             yield Evaluated(index, len(plan.timesteps), float(plan.timesteps[index]), state[0].reshape(latents.shape))

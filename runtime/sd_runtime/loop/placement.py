@@ -12,7 +12,7 @@ from ..bundle.bundle import Bundle
 from ..engines.device import DeviceEngine
 from ..engines.engines import Engines
 from ..errors import DependencyError
-from ..networks.vae import Decoded, decode
+from ..networks.vae import Decoded, check_finite, decode
 from ..noise import NoiseSource
 from ..notices import warn
 from ..sampling import SamplingPlan
@@ -54,9 +54,10 @@ class Loops:
 
     def decode(self, latents: Array, *, fast: bool = False) -> Decoded:
         """(B, C, h, w) float32 latents → their pictures, with pixels where the device has made them; `fast`: by the
-        TAESD, which takes latents as the UNet leaves them."""
+        TAESD, which takes latents as the UNet leaves them.  NumericalError: bad latents, or the decoder overflowed."""
+        check_finite(latents, "latents of picture")
         if fast:
-            return decode(self._engines.engine("taesd"), latents, 1.0)
+            return decode(self._engines.engine("taesd"), latents, 1.0, "tiny decoder (TAESD)")
         with self._setting_up:
             on_device = self._device_decoder
         scaling_factor = self._bundle.manifest.latent.scaling_factor

@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..bundle.schema import parse_json
 from ..engines.protocol import Engine
+from ..errors import BundleError
 from ..tensor import Array, Dim
 
+CLIP_VOCABULARY = 49408  # tokens, where a config does not say
+CONFIG = "text_encoder/config.json"
 TOKEN_EMBEDDING = "text_model.embeddings.token_embedding.weight"  # (V, D), its look-up table among its weights
+
+
+def vocabulary_size(config: bytes) -> int:
+    """V, how many tokens the text encoder has embeddings for, from its config.json."""
+    value = parse_json(config, CONFIG)
+    size = value.get("vocab_size", CLIP_VOCABULARY) if isinstance(value, dict) else None
+    if type(size) is not int or size < 1:
+        raise BundleError(f"{CONFIG}: vocab_size", got=value if size is None else size, accepted="whole numbers from 1")
+    return size
 
 
 def last_hidden_state(text_encoder: Engine, rows: Array) -> Array:

@@ -17,6 +17,11 @@ def sample_ranges(unet: Engine) -> tuple[tuple[int, int], ...]:
     return next(spec for spec in unet.inputs if spec.name == "sample").ranges
 
 
+def most_positions(unet: Engine) -> int:
+    """The most tokens of a prompt, T, that the network attends to."""
+    return next(spec for spec in unet.inputs if spec.name == "encoder_hidden_states").ranges[1][1]
+
+
 def guidance_width(unet: Engine) -> int | None:
     """G, the width of the embedding by which the network is told the guidance scale; None: it is not told."""
     widths = [spec.ranges[1][1] for spec in unet.inputs if spec.name == "timestep_cond"]

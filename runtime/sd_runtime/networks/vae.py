@@ -39,13 +39,11 @@ def encode(vae_encoder: Engine, samples: Array, scaling_factor: float) -> Poster
     """(B, 3, H, W) float32 samples in [-1, 1] → the posterior of their latents.
 
     NumericalError: the encoder overflowed."""
+    check_finite(samples, "samples of picture")
     rows = [vae_encoder.run({"sample": one[None]})["latent_parameters"] for one in samples]  # each (1, 2C, h, w)
-    for index, row in enumerate(rows):
-        if not all_finite(row):
-            raise NumericalError(
-                f"VAE encoder output of picture {index + 1}", got="NaN or infinity", remedy=EXPORT_IN_FP32
-            )
-    mean, log_variance = np.split(np.concatenate(rows), 2, axis=1)
+    output = np.concatenate(rows)
+    check_finite(output, "VAE encoder output of picture", EXPORT_IN_FP32)
+    mean, log_variance = np.split(output, 2, axis=1)
     deviation = np.exp(np.float32(0.5) * np.clip(log_variance, -30, 20))  # diffusers' limits
     scale = np.float32(scaling_factor)
     return Posterior(mean * scale, deviation * scale)
@@ -56,17 +54,14 @@ class Decoded:
     """What the decoder made of B latents.
 
     samples: (B, 3, H, W) float32, nominally in [-1, 1]; pixels: (B, H, W, 3) uint8, None where nobody has made them.
-    NumericalError, rather than a black picture: the decoder overflowed."""
+    NumericalError, rather than a black picture: the decoder, which is called `network`, overflowed."""
 
     samples: Array
     pixels: Array | None = None
+    network: str = "VAE decoder"
 
     def __post_init__(self) -> None:
-        for index, sample in enumerate(self.samples):
-            if not all_finite(sample):
-                raise NumericalError(
-                    f"VAE decoder output of picture {index + 1}", got="NaN or infinity", remedy=EXPORT_IN_FP32
-                )
+        check_finite(self.samples, f"{self.network} output of picture", EXPORT_IN_FP32)
 
     def blacked_out(self, pictures: Sequence[bool]) -> Decoded:
         """The same pictures, black where `pictures` is true."""
@@ -79,7 +74,15 @@ class Decoded:
         return Decoded(samples, pixels)
 
 
-def decode(vae_decoder: Engine, latents: Array, scaling_factor: float) -> Decoded:
-    """(B, C, h, w) float32 latents → their pictures.  NumericalError: the decoder overflowed."""
+def decode(decoder: Engine, latents: Array, scaling_factor: float, network: str = "VAE decoder") -> Decoded:
+    """(B, C, h, w) float32 latents → their pictures.  NumericalError: the decoder, called `network`, overflowed."""
     scale = np.float32(scaling_factor)
-    return Decoded(np.concatenate([vae_decoder.run({"latent_sample": one[None] / scale})["sample"] for one in latents]))
+    samples = np.concatenate([decoder.run({"latent_sample": one[None] / scale})["sample"] for one in latents])
+    return Decoded(samples, network=network)
+
+
+def check_finite(pictures: Array, what: str, remedy: str | None = None) -> None:
+    """NumericalError that names the first of (B, …) that holds NaN or infinity."""
+    for index, one in enumerate(pictures):
+        if not all_finite(one):
+            raise NumericalError(f"{what} {index + 1}", got="NaN or infinity", remedy=remedy)

@@ -19,7 +19,6 @@ from .weights import BREAK, Fragment
 LENGTH = 77  # tokens the text encoder takes
 ROOM = LENGTH - 2  # ... of which are the prompt's own
 BACKTRACK = 20  # AUTOMATIC1111's default comma_padding_backtrack
-MAX_CHUNKS = 32
 
 NO_VECTORS: Mapping[int, int] = {}
 
@@ -49,12 +48,18 @@ Token = tuple[Sequence[int], float]
 
 
 def tokenize_prompt(
-    tokenizer: Tokenizer, fragments: Iterable[Fragment], *, truncate: bool, vectors: Mapping[int, int] = NO_VECTORS
+    tokenizer: Tokenizer,
+    fragments: Iterable[Fragment],
+    *,
+    truncate: bool,
+    vectors: Mapping[int, int] = NO_VECTORS,
+    most: int | None = None,
+    name: str = "prompt",
 ) -> TokenizedPrompt:
     """Cut a prompt into chunks or, with `truncate`, keep its first 75 tokens as diffusers does (BREAK then is nothing).
 
     `vectors` says which ids stand for several vectors, and how many: id, id + 1, …  A token's vectors stay together.
-    UsageError for a prompt of more than MAX_CHUNKS chunks.
+    UsageError, about the argument `name`, for a prompt of more chunks than `most`, if that is given.
     """
     fragments = list(fragments)
     sections = list(_sections(tokenizer, fragments, vectors))
@@ -62,12 +67,12 @@ def tokenize_prompt(
         return _truncated(tokenizer, [token for section in sections for token in section])
     (comma,) = tokenizer.encode(",")[-1:]
     filled = [rows for section in sections for rows in _fill(section, comma)]
-    if len(filled) > MAX_CHUNKS:
+    if most is not None and len(filled) > most:
         beginning = one_line("".join(text for text, _ in fragments).lstrip(), limit=30)
         raise UsageError(
-            "prompt",
+            name,
             got=f"{sum(map(len, filled))} tokens in {len(filled)} chunks",
-            accepted=f"at most {MAX_CHUNKS} chunks of {ROOM} tokens",
+            accepted=f"at most {most} chunks of {ROOM} tokens",
             remedy=f"shorten {beginning!r} or let it be cut off with `truncate`",
         )
     return TokenizedPrompt(tuple(_chunk(tokenizer, rows) for rows in filled))

@@ -13,11 +13,12 @@ from ..fields import check_text
 from ..networks.text_encoder import last_hidden_state
 from ..tensor import Array, all_finite
 from .chunks import LENGTH, NO_VECTORS, Chunk, TokenizedPrompt, empty_chunk, tokenize_prompt
+from .foreign import refuse_instructions
 from .token_embeddings import TokenEmbeddings
 from .tokenizer import Tokenizer
 from .weights import parse_weights
 
-MAX_CHARACTERS = 100_000  # far beyond what MAX_CHUNKS admits; bounds the time that a refusal takes
+MAX_CHARACTERS = 100_000  # far beyond what any network takes; bounds the time that a refusal takes
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,15 @@ class PromptEmbeddings:
         return positive if self.negative is None else np.concatenate([self.negative[list(prompts), :length], positive])
 
 
-def encode_prompts(
-    text_encoder: Engine,
+@dataclass(frozen=True)
+class TokenizedPrompts:
+    """Prompts, and as many negative prompts or None, ready to be encoded: see `tokenize_prompts`."""
+
+    positive: tuple[TokenizedPrompt, ...]
+    negative: tuple[TokenizedPrompt, ...] | None
+
+
+def tokenize_prompts(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     negative_prompts: Sequence[str] | None = None,
@@ -54,31 +62,44 @@ def encode_prompts(
     weighting: bool = True,
     truncate: bool = False,
     embeddings: TokenEmbeddings | None = None,
-) -> PromptEmbeddings:
-    """Encode prompts, and as many negative prompts if there is guidance.
+    most_chunks: int | None = None,
+) -> TokenizedPrompts:
+    """Everything that can be wrong with prompts is found here, before a network runs.
 
     `weighting` reads AUTOMATIC1111's syntax (see `weights`), else brackets are text; `truncate` keeps 77 tokens of
-    each prompt where otherwise chunks are added.  A plain prompt of up to 75 tokens gives what diffusers' encode_prompt
-    gives.  `embeddings` adds the words of textual inversions; `text_encoder` must then be of the form "embeds", which
-    takes `inputs_embeds` (n, 77, D) float32 instead of `input_ids` (n, 77) int64.
+    each prompt where otherwise chunks are added, up to `most_chunks`; `embeddings` adds words of textual inversions.
 
-    Errors: UsageError (not text, too long, bad weight), EngineError, NumericalError (the text encoder overflowed).
+    UsageError, about "prompt" or "negative_prompt": not text, too long, a bad weight, or an instruction of `foreign`.
     """
-    for name, texts in (("prompt", prompts), ("negative_prompt", negative_prompts or ())):
-        for text in texts:
-            check_text(text, name)
-            if len(text) > MAX_CHARACTERS:
-                raise UsageError(name, got=f"{len(text)} characters", accepted=f"at most {MAX_CHARACTERS}")
-
     words = tokenizer if embeddings is None else embeddings.extend(tokenizer)
     vectors = NO_VECTORS if embeddings is None else embeddings.vectors
 
-    def tokenize(text: str) -> TokenizedPrompt:
-        fragments = parse_weights(text) if weighting else [(text, 1.0)]
-        return tokenize_prompt(words, fragments, truncate=truncate, vectors=vectors)
+    def tokenize(text: str, name: str) -> TokenizedPrompt:
+        check_text(text, name)
+        if len(text) > MAX_CHARACTERS:
+            raise UsageError(name, got=f"{len(text)} characters", accepted=f"at most {MAX_CHARACTERS}")
+        if weighting:
+            refuse_instructions(text, name)
+        fragments = parse_weights(text, name) if weighting else [(text, 1.0)]
+        return tokenize_prompt(words, fragments, truncate=truncate, vectors=vectors, most=most_chunks, name=name)
 
-    positive = [tokenize(text) for text in prompts]
-    negative = [tokenize(text) for text in negative_prompts or ()]
+    positive = tuple(tokenize(text, "prompt") for text in prompts)
+    if negative_prompts is None:
+        return TokenizedPrompts(positive, None)
+    return TokenizedPrompts(positive, tuple(tokenize(text, "negative_prompt") for text in negative_prompts))
+
+
+def encode_prompts(
+    text_encoder: Engine, tokenizer: Tokenizer, prompts: TokenizedPrompts, embeddings: TokenEmbeddings | None = None
+) -> PromptEmbeddings:
+    """Encode prompts, and as many negative prompts if there is guidance.
+
+    A plain prompt of up to 75 tokens gives what diffusers' encode_prompt gives.  With `embeddings`, `text_encoder` must
+    be of the form "embeds", which takes `inputs_embeds` (n, 77, D) float32 instead of `input_ids` (n, 77) int64.
+
+    Errors: EngineError, NumericalError (the text encoder overflowed).
+    """
+    positive, negative = list(prompts.positive), list(prompts.negative or ())
     pairs = list(zip(positive, negative, strict=True)) if negative else [(prompt,) for prompt in positive]
     count = max(len(prompt.chunks) for prompt in [*positive, *negative])
     filler = empty_chunk(tokenizer)
@@ -88,7 +109,7 @@ def encode_prompts(
     hidden = hidden.reshape(len(padded), -1, hidden.shape[-1])  # (rows, 77·chunks, D)
     return PromptEmbeddings(
         hidden[: len(positive)],
-        hidden[len(positive) :] if negative_prompts is not None else None,
+        hidden[len(positive) :] if prompts.negative is not None else None,
         tuple(max(len(prompt.chunks) for prompt in pair) for pair in pairs),
         tuple(prompt.truncated for prompt in positive),
         tuple(prompt.truncated for prompt in negative),

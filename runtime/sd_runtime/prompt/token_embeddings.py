@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import UsageError
+from ..fields import check_text
 from ..tensor import Array
 from .chunks import ROOM
 from .normalization import normalize
@@ -34,6 +35,7 @@ class TokenEmbeddings:
     def __post_init__(self) -> None:
         width = self.table.shape[1]
         for word, vectors in self.tokens.items():
+            check_text(word, "textual inversion: word")
             if vectors.ndim != 2 or vectors.shape[1] != width or not 1 <= len(vectors) <= ROOM:
                 accepted = f"(1..{ROOM}, {width}), as this model's embeddings"
                 raise UsageError(f"textual inversion {word!r}", got=vectors.shape, accepted=accepted)

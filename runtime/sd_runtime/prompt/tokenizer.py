@@ -23,7 +23,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
-from ..errors import BundleError
+from ..errors import BundleError, one_line
 from ..fields import check_text
 from .normalization import BLANKS, normalize
 from .vocabulary import Vocabulary, read_folder, read_vocabulary
@@ -130,7 +130,7 @@ class AddedTokens:
     `whole_words` passes over those that are part of a longer word."""
 
     def __init__(self, ids: Mapping[str, int], *, whole_words: bool = False) -> None:
-        self._ids = ids
+        self.ids = ids
         longest_first = sorted(ids, key=len, reverse=True)
         patterns = [_whole(token) if whole_words else re.escape(token) for token in longest_first]
         self._pattern = re.compile(f"({'|'.join(patterns)})") if ids else None
@@ -138,7 +138,7 @@ class AddedTokens:
     def split(self, text: str) -> Iterator[str | int]:
         """The ids of added tokens, and the text before, between and after them."""
         for i, part in enumerate(self._pattern.split(text) if self._pattern else [text]):
-            yield self._ids[part] if i % 2 else part
+            yield self.ids[part] if i % 2 else part
 
 
 def _whole(token: str) -> str:
@@ -174,6 +174,21 @@ class Tokenizer:
     def from_bytes(cls, files: Mapping[str, bytes]) -> Tokenizer:
         """File name → content of a tokenizer folder; names other than `vocabulary.FILES` are ignored."""
         return cls(read_vocabulary(files))
+
+    def check_ids(self, limit: int) -> None:
+        """BundleError if a token of the vocabulary has an id from `limit` on, which the text encoder does not take.
+
+        Tokens that were added beside the vocabulary may: no prompt need hold them."""
+        if max(self._ids.values()) < limit:
+            return
+        own = {**self._ids}
+        for added in (self._typed, self._normalized):
+            for token in added.ids:
+                own.pop(token, None)
+        token = max(own, key=own.__getitem__)
+        if own[token] >= limit:
+            what = f"tokenizer: id of '{one_line(token, 30)}'"
+            raise BundleError(what, got=own[token], accepted=f"0 … {limit - 1}, as the text encoder has embeddings for")
 
     def with_words(self, ids: Mapping[str, int]) -> Tokenizer:
         """This tokenizer, with further words as single tokens: word → id.

@@ -28,6 +28,7 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+MAX_IDS = 1 << 24  # hundreds of times CLIP's 49408; what the text encoder takes is `networks.text_encoder`'s to check
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT_ROLES = {
     "bos_token": "<|startoftext|>",
@@ -75,15 +76,21 @@ def read_vocabulary(files: Mapping[str, bytes]) -> Vocabulary:
     combined = _json_object(files, "tokenizer.json")
     try:
         ids, merges = _combined_tables(combined) if combined else _separate_tables(files)
+        file = "tokenizer.json" if combined else "vocab.json"
         if set(map(type, ids.values())) != {int}:
-            raise BundleError("tokenizer: vocabulary", accepted="text → id")
+            wrong = next((item for item in ids.items() if type(item[1]) is not int), None)
+            raise BundleError(f"tokenizer: vocabulary in {file}", got=wrong, accepted="text → id, a whole number")
+        for index in (min(ids.values()), max(ids.values())):
+            if not 0 <= index < MAX_IDS:
+                raise BundleError(f"{file}: token id", got=index, accepted=f"0 … {MAX_IDS - 1}")
         if "added_tokens_decoder" not in config:
             config = {**config, **_json_object(files, "special_tokens_map.json")}
         added = _added_tokens(files, config, combined)
         roles = {role: _added_token(config.get(role) or DEFAULT_ROLES[role]).content for role in DEFAULT_ROLES}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
+        names = ", ".join(name for name in FILES if name in files)
         raise BundleError(
-            f"tokenizer: files not understood ({type(error).__name__}: {one_line(str(error))})"
+            f"tokenizer: files not understood: {names} ({type(error).__name__}: {one_line(str(error))})"
         ) from error
     # The same content may be listed twice with different flags; the later one counts, as in transformers.
     last = {token.content: token for token in added if token.content}

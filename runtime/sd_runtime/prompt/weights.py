@@ -9,8 +9,8 @@ r"""AUTOMATIC1111's prompt syntax → fragments of text, each with a weight.
 Behaves as `parse_prompt_attention` in modules/prompt_parser.py of github.com/AUTOMATIC1111/stable-diffusion-webui:
 brackets left open reach to the end, closing brackets that match nothing are text, and round and square brackets do not
 see each other.  What differs is where the original breaks down: weights that are no number or beyond MAX_WEIGHT are an
-error, and so are more than MAX_DEPTH brackets open at once (the time would grow with their square).  Not read at all:
-prompt editing ([a:b:0.5], [a|b]) and AND, which change the prompt from step to step or combine several.
+error, and so are more than MAX_DEPTH brackets open at once (the time would grow with their square).  Prompt editing
+([a:b:0.5], [a|b]) and AND are not read: `foreign` refuses them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ MAX_WEIGHT = 1000
 PATTERN = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|[^\\()\[\]:]+|:")
 
 
-def parse_weights(prompt: str) -> list[Fragment]:
-    """`prompt` as (text, weight) in order; a BREAK is the fragment `BREAK`.  At least one fragment, "" for no text."""
+def parse_weights(prompt: str, name: str = "prompt") -> list[Fragment]:
+    """`prompt` as (text, weight) in order; a BREAK is the fragment `BREAK`.  At least one fragment, "" for no text.
+
+    UsageError, about the argument `name`: a weight that is none, too many brackets."""
     texts: list[str] = []
     weights: list[float] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}  # where in `texts` the text of each open bracket starts
@@ -45,9 +47,9 @@ def parse_weights(prompt: str) -> list[Fragment]:
         bracket = CLOSES.get(text) if number is None else "("
         if text in opened:
             opened[text].append(len(texts))
-            _check_depth(len(opened["("]) + len(opened["["]))
+            _check_depth(len(opened["("]) + len(opened["["]), name)
         elif bracket is not None and opened[bracket]:
-            scale(opened[bracket].pop(), FACTORS[bracket] if number is None else _number(number))
+            scale(opened[bracket].pop(), FACTORS[bracket] if number is None else _number(number, name))
         else:
             for part, weight in [(text[1:], 1.0)] if text.startswith("\\") else split_breaks(text):
                 texts.append(part)
@@ -57,7 +59,7 @@ def parse_weights(prompt: str) -> list[Fragment]:
             scale(start, FACTORS[bracket])
     for weight in weights:
         if not abs(weight) <= MAX_WEIGHT:
-            raise UsageError("prompt: weight", got=weight, accepted=f"-{MAX_WEIGHT} to {MAX_WEIGHT} in all")
+            raise UsageError(f"{name}: weight", got=weight, accepted=f"-{MAX_WEIGHT} to {MAX_WEIGHT} in all")
     return _joined(texts, weights) or [("", 1.0)]
 
 
@@ -76,14 +78,14 @@ def _joined(texts: list[str], weights: list[float]) -> list[Fragment]:
     return [("".join(text for text, _ in run), weight) for weight, run in runs]
 
 
-def _number(text: str) -> float:
+def _number(text: str, name: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UsageError("prompt: weight", got=text, accepted="a number") from None
+        raise UsageError(f"{name}: weight", got=text, accepted="a number") from None
 
 
-def _check_depth(depth: int) -> None:
+def _check_depth(depth: int, name: str) -> None:
     if depth > MAX_DEPTH:
         remedy = r"write \( for a bracket that is meant as text"
-        raise UsageError("prompt: open brackets", got=depth, accepted=f"at most {MAX_DEPTH}", remedy=remedy)
+        raise UsageError(f"{name}: open brackets", got=depth, accepted=f"at most {MAX_DEPTH}", remedy=remedy)

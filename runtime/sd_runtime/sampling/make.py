@@ -89,7 +89,7 @@ def make_step(config: SchedulerConfig, eta: float | None = None) -> StepFunction
             raise UsageError("eta", got=eta, accepted="0 to 1")
     elif eta is not None:
         named = " and ".join(other.presets[0].aliases[0] for other in SAMPLERS if other.default_eta is not None)
-        raise UsageError("eta", got=eta, accepted=f"nothing: only {named} have an eta", remedy="leave it out")
+        raise UsageError(f"`eta` for a sampler without one, as all but {named}", got=eta, remedy="leave it out")
     module, function = sampler.step.split(".")
     step: StepFunction = getattr(import_module(f".{module}", __package__), function)
     return partial(step, **keywords)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..errors import UsageError
+from ..fields import check
 from .entry import Option
 from .registry import BY_CLASS, PRESETS
 
@@ -49,9 +50,14 @@ WARPS: dict[str, dict[str, Option]] = {  # what follows a name → the noise lev
 }
 
 
-@lru_cache(maxsize=256)  # a hundred comparisons; a service asks for the same few again and again
 def resolve(name: str) -> SchedulerChoice:
-    """What `name` stands for; UsageError with the nearest names if nothing."""
+    """What `name` stands for; UsageError with the nearest names if nothing, or for what is no text."""
+    check("scheduler", name)
+    return _resolve(name)
+
+
+@lru_cache(maxsize=256)  # a hundred comparisons; a service asks for the same few again and again
+def _resolve(name: str) -> SchedulerChoice:
     wanted = _squeeze(name)
     for sampler, preset in PRESETS:
         if sampler.diffusers_class is not None and wanted == _squeeze(sampler.diffusers_class):

@@ -32,6 +32,7 @@ class SamplingPath:
     init_noise_scale                the network's first input = init_noise_scale · unit noise
     final_scale                     the finished latents = final_scale · x
     skipped                         steps that image-to-image left out in front
+    in_sigma_space                  diffusers' samplers of this family keep x between steps, the others √ᾱ · x
     """
 
     schedule: NoiseSchedule
@@ -41,6 +42,7 @@ class SamplingPath:
     init_noise_scale: float = 1.0
     final_scale: float = 1.0
     skipped: int = 0
+    in_sigma_space: bool = False
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -182,7 +184,7 @@ def euler_path(
         timesteps = np.round(timesteps) if round_timesteps else timesteps
     sigmas = np.append(sigmas, final_sigma).astype(np.float32).astype(np.float64)
     scale = 1.0 if spacing == "leading" else float(sigmas[0] / np.sqrt(1 + sigmas[0] ** 2))
-    return SamplingPath(schedule, timesteps, sigmas[:-1], sigmas[1:], init_noise_scale=scale)
+    return SamplingPath(schedule, timesteps, sigmas[:-1], sigmas[1:], init_noise_scale=scale, in_sigma_space=True)
 
 
 def dpm_path(

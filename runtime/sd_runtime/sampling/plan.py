@@ -30,6 +30,8 @@ class SamplingPlan:
     coefficients      (E, S, S + 2) float64; columns: the state, the network's output, fresh noise
     draws             (E,) bool, whether evaluation k takes fresh noise
     steps             (E,) int64, the step of the sampler that evaluation k belongs to, from 0
+    sigmas            (E,) float64, σ of what evaluation k leaves: of state[0], the network's next input
+    latent_scales     (E,) float64, times that input: the latents as diffusers' samplers keep them then, x or √ᾱ · x
     init_noise_scale  text to image: the network's first input = init_noise_scale · noise
     start_signal,     image to image: the network's first input = start_signal · latents + start_noise · noise
     start_noise
@@ -39,12 +41,21 @@ class SamplingPlan:
     coefficients: Array
     draws: Array
     steps: Array
+    sigmas: Array
+    latent_scales: Array
     init_noise_scale: float
     start_signal: float
     start_noise: float
 
     def __post_init__(self) -> None:
-        for array in (self.timesteps, self.coefficients, self.draws, self.steps):
+        for array in (
+            self.timesteps,
+            self.coefficients,
+            self.draws,
+            self.steps,
+            self.sigmas,
+            self.latent_scales,
+        ):
             array.setflags(write=False)  # plans are cached and shared
 
     def __len__(self) -> int:
@@ -97,13 +108,27 @@ class TracedEvaluation:
     draws: bool = False
 
 
+@dataclass(frozen=True)
+class WatchedModel(Model):
+    """The network, keeping the noise level at which it was called each time."""
+
+    sigmas: list[float] = field(default_factory=list)
+
+    def output(self, x: Array, sigma: float, timestep: float) -> Array:
+        self.sigmas.append(float(sigma))
+        return super().output(x, sigma, timestep)
+
+
 @dataclass
 class StepTrace:
-    """One step run on one-hot vectors: those of its input and of the history it found, then two per evaluation."""
+    """One step run on one-hot vectors: those of its input and of the history it found, then two per evaluation.
+
+    sigmas: after each of its evaluations, that of the next one, and after the last that to which the step leads."""
 
     held: int
     evaluations: list[TracedEvaluation] = field(default_factory=list)
     left: tuple[Array, ...] = ()  # the next input and the history that the step leaves
+    sigmas: tuple[float, ...] = ()
 
 
 WIDTH = 24  # one-hot vectors kept ready: more than any step needs
@@ -126,10 +151,10 @@ def trace_step(step: StepFunction, path: SamplingPath, i: int, prediction_type: 
         evaluation.draws = True
         return evaluation.noise
 
-    x, history = step(
-        path, i, latents * np.sqrt(1 + path.sigmas[i] ** 2), history, Model(network, prediction_type), noise
-    )
+    model = WatchedModel(network, prediction_type)
+    x, history = step(path, i, latents * np.sqrt(1 + path.sigmas[i] ** 2), history, model, noise)
     trace.left = (x * scale_after(path, i), *history)
+    trace.sigmas = (*model.sigmas[1:], float(path.sigmas_next[i]))
     return trace
 
 
@@ -143,12 +168,16 @@ def compile_plan(step: StepFunction, path: SamplingPath, prediction_type: str) -
     depth = max(len(trace.evaluations) for trace in traces)
     matrices = [evaluation_matrix(trace, k, history, depth) for trace in traces for k in range(len(trace.evaluations))]
     evaluations = [evaluation for trace in traces for evaluation in trace.evaluations]
-    sigma = path.sigmas[0]
+    sigma, sigmas = path.sigmas[0], np.array([sigma for trace in traces for sigma in trace.sigmas])
+    latent_scales = np.sqrt(1 + sigmas**2) if path.in_sigma_space else np.ones(len(sigmas))
+    latent_scales[-1] = 1  # the last state is the finished latents
     return SamplingPlan(
         timesteps=np.array([evaluation.timestep for evaluation in evaluations]),
         coefficients=without_dead_slots(np.array(matrices)),
         draws=np.array([evaluation.draws for evaluation in evaluations]),
         steps=np.repeat(np.arange(len(path)), [len(trace.evaluations) for trace in traces]),
+        sigmas=sigmas,
+        latent_scales=latent_scales,
         init_noise_scale=path.init_noise_scale,
         start_signal=float(1 / np.sqrt(1 + sigma**2)),
         start_noise=float(sigma / np.sqrt(1 + sigma**2)),

@@ -8,19 +8,20 @@ is allocated once a shape has been seen.  What CUDA reports becomes an EngineErr
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
 from ...errors import DependencyError, EngineError, OutOfMemoryError, SDError, one_line
 from ...notices import warn
+from ..causes import shortened
 from ..device import InTurn, Launch
-from .memory import Arena, GpuTensor
+from .memory import Arena, ArenaBlock, GpuTensor
 
 if TYPE_CHECKING:
     from cuda.core import Buffer, Event, Stream
@@ -67,6 +68,7 @@ class Gpu:
             ) from error
         self._lock, self._process = threading.RLock(), os.getpid()
         self._unusable, self._closed = "", False
+        self.allocated: WeakSet[GpuTensor | ArenaBlock] = WeakSet()
         try:
             self._device = Device(0)
             self._device.set_current()
@@ -168,10 +170,22 @@ class Gpu:
             self._device.set_current()
             yield
 
+    def refuse(self) -> None:
+        """After the turn under way, if there is one: let nobody take another."""
+        with self._lock:
+            self._closed = True
+
     def close(self) -> None:
-        """Finish all work, give back the memory and the stream.  Tensors and graphs were closed by their owners."""
-        self._closed = True
+        """Finish all work, give back the memory and the stream.
+
+        Tensors and graphs were closed by their owners, but for those of requests under way: what these still have on
+        the GPU is freed here, for without the stream they no longer can."""
+        self.refuse()
         self.arena.close()
+        with self.closing():
+            self.stream.sync()
+        for left in list(self.allocated):
+            left.free()
         for give_back in (self.stream.sync, self._memory.close, self.stream.close):
             with self.closing():
                 give_back()
@@ -183,14 +197,6 @@ def failure(what: str, cause: str) -> EngineError:
         remedy = "use a smaller batch or picture size"
         return OutOfMemoryError(f"{what}: GPU memory ran out ({shortened(cause)})", remedy=remedy)
     return EngineError(f"{what}: {shortened(cause)}")
-
-
-def shortened(cause: str) -> str:
-    """What a library reports, for people: without the place in its own source that ONNX Runtime puts before it."""
-    return one_line(
-        re.sub(r".*Status Message: |/\S+\.(cc|h|cpp):\d+ .*?\)(?: \[with .*?\])? ", "", cause.strip(), flags=re.DOTALL),
-        300,
-    )
 
 
 class CudaGraph:

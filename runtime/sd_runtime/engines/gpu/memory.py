@@ -27,6 +27,7 @@ class GpuTensor:
         self._gpu, self.shape, self.dtype = gpu, shape, dtype
         self.size = math.prod(shape) * dtype.itemsize  # in bytes
         self._buffer = gpu.allocate(self.size)
+        gpu.allocated.add(self)
         self.address = int(self._buffer.handle)
         self._buffer.fill(0, stream=gpu.stream)
         self._writes, self._reads = Staging(gpu, shape, dtype), Staging(gpu, shape, dtype)
@@ -53,6 +54,10 @@ class GpuTensor:
     def close(self) -> None:
         self._writes.close()
         self._reads.close()
+        self.free()
+
+    def free(self) -> None:
+        """Give back the memory on the GPU, and leave what lies on the host to whoever may be reading it."""
         with self._gpu.closing():
             self._buffer.close(self._gpu.stream)
 
@@ -156,6 +161,7 @@ class ArenaBlock:
     def __init__(self, gpu: Gpu, size: int) -> None:
         self._gpu, self.size = gpu, size
         self._buffer = gpu.allocate(size)
+        gpu.allocated.add(self)
         self.address = int(self._buffer.handle)
         self._holders = 1
 
@@ -166,5 +172,8 @@ class ArenaBlock:
     def release(self) -> None:
         self._holders -= 1
         if not self._holders:
-            with self._gpu.closing():
-                self._buffer.close(self._gpu.stream)
+            self.free()
+
+    def free(self) -> None:
+        with self._gpu.closing():
+            self._buffer.close(self._gpu.stream)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ...bundle.bundle import Bundle
-from ...bundle.manifest import Component, EnginePrecision, Graph
+from ...bundle.manifest import EnginePrecision
 from ...errors import DependencyError, EngineError, OutOfMemoryError
 from ...notices import warn
 from ..backend import Machine
@@ -61,16 +61,14 @@ class OnnxRuntimeBackend:
 
     def _session(self, name: str, form: str) -> Engine:
         bundle, component = self._bundle, self._bundle.component(name)
-        graph = component.graph(form)
-        bundle.verify([] if component.weights is None else [component.weights])
         if self._gpu is None:
-            return cpu_engine(bundle, component, graph, self._threads)
+            return cpu_engine(bundle, name, form, self._threads)
         from .cuda import OnnxRuntimeCudaEngine
 
+        graph = component.graph(form)
         return OnnxRuntimeCudaEngine(
             self._gpu,
-            bundle.read(graph.path),
-            bundle.path(graph.path).parent,
+            bundle.open_graph(name, form),
             graph.inputs,
             graph.outputs,
             float16=component.weights is not None and bundle.manifest.precision == "fp16",
@@ -86,14 +84,13 @@ class OnnxRuntimeBackend:
     def close(self) -> None: ...
 
 
-def cpu_engine(bundle: Bundle, component: Component, graph: Graph, threads: int | None = None) -> OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU for one of a component's graphs, whose weights were verified."""
+def cpu_engine(bundle: Bundle, component: str, form: str, threads: int | None = None) -> OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU for one of a component's graphs."""
+    graph = bundle.component(component).graph(form)
     return OnnxRuntimeEngine(
-        bundle.read(graph.path),
-        bundle.path(graph.path).parent,
+        bundle.open_graph(component, form),
         graph.inputs,
         graph.outputs,
-        weights_size=0 if component.weights is None else bundle.manifest.files[component.weights].size,
         float16=bundle.manifest.precision == "fp16",
         threads=threads,
     )

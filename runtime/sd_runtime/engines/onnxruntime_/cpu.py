@@ -9,10 +9,11 @@ small models get it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ...tensor import Array, FeedCheck, TensorSpec
+from ...bundle.bundle import GraphFiles
+from ...tensor import Array, TensorSpec
+from ..host_runs import HostRuns
 from ..protocol import Feed
 from .library import CPU, import_onnxruntime, open_session, translate
 
@@ -24,22 +25,21 @@ class OnnxRuntimeEngine:
 
     def __init__(
         self,
-        graph: bytes,
-        folder: Path,
+        files: GraphFiles,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         *,
-        weights_size: int = 0,
         float16: bool = False,
         threads: int | None = None,
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, of `weights_size` bytes, and whether
-        they are `float16`."""
+        """`float16`: whether the weights are.  EngineError: the graph does not load; BundleError: the weights are not
+        those that were verified."""
         self.inputs, self.outputs = inputs, outputs
-        self._check = FeedCheck(inputs)
-        options = _cpu_options(prepack=weights_size <= PREPACK_LIMIT, threads=threads)
+        self._name, self._runs = files.name, HostRuns(files, inputs, outputs)
+        small = files.weights is None or files.weights.size <= PREPACK_LIMIT
+        options = _cpu_options(prepack=small, threads=threads)
         options.enable_cpu_mem_arena = not float16  # it would keep what is widened for each call: every weight
-        self._session = open_session(graph, folder, inputs, outputs, options, [CPU])
+        self._session = open_session(files, inputs, outputs, options, [CPU])
 
     def place(self, name: str, array: Array) -> Feed:
         """`array` itself: it is where the graph reads it."""
@@ -47,17 +47,22 @@ class OnnxRuntimeEngine:
         return array
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
-        self._check(feeds)
-        names = [spec.name for spec in self.outputs]
-        try:
-            results: list[Array] = self._session.run(names, dict(feeds))
-        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-            raise translate(error, "the engine failed while running") from error
-        return dict(zip(names, results, strict=True))
+        session = self._session
+
+        def run() -> dict[str, Array]:
+            names = [spec.name for spec in self.outputs]
+            try:
+                results: list[Array] = session.run(names, dict(feeds))
+            except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+                raise translate(error, f"{self._name} failed while running") from error
+            return dict(zip(names, results, strict=True))
+
+        return self._runs(feeds, run)
 
     def close(self) -> None:
-        """Release the session and its memory; `run` must not be called afterwards."""
-        del self._session
+        """Release the session and its memory, once nobody runs it."""
+        self._runs.close()
+        self._session = None
 
 
 def _cpu_options(*, prepack: bool, threads: int | None) -> Any:

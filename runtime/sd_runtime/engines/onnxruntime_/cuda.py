@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from ...bundle.bundle import GraphFiles
 from ...errors import DependencyError
-from ...tensor import Array, FeedCheck, TensorSpec, check_feeds
+from ...tensor import Array, FeedCheck, TensorSpec, check_feeds, check_outputs
+from ..causes import shortened
 from ..device import DeviceTensor, placed
-from ..gpu.gpu import Gpu, shortened
+from ..gpu.gpu import Gpu
 from ..gpu.memory import GpuTensor, on_gpu
 from ..protocol import Feed, Placed
 from .installation import check_cuda_major
@@ -99,17 +101,18 @@ class OnnxRuntimeCudaEngine:
     def __init__(
         self,
         gpu: Gpu,
-        graph: bytes,
-        folder: Path,
+        files: GraphFiles,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         *,
         float16: bool = False,
     ) -> None:
-        """`graph`: the .onnx bytes; `folder`: where the weights it refers to lie, and whether they are `float16`.
+        """`float16`: whether the weights are.
 
-        EngineError: the graph does not load; DependencyError: CUDA's libraries do not."""
+        EngineError: the graph does not load; BundleError: the weights are not those that were verified;
+        DependencyError: CUDA's libraries do not load."""
         self.device, self.inputs, self.outputs = gpu, inputs, outputs
+        self._name = files.name
         self._check = FeedCheck(inputs)
         load_cuda_libraries()
         ort = import_onnxruntime()
@@ -119,7 +122,7 @@ class OnnxRuntimeCudaEngine:
         # what is float32 in a float16 network is rounded in products as float16 is.
         own = {"use_tf32": "1" if float16 else "0", "user_compute_stream": str(int(gpu.stream.handle))}
         provider = (CUDA, OPTIONS | own)
-        self._session = open_session(graph, folder, inputs, outputs, options, [provider, CPU])
+        self._session = open_session(files, inputs, outputs, options, [provider, CPU])
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> GpuTensor:
         spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
@@ -136,8 +139,8 @@ class OnnxRuntimeCudaEngine:
         """Placed inputs are read where they are, the others and the outputs copied once each."""
         self._check(feeds)
         names = [spec.name for spec in self.outputs]
-        binding = self._session.io_binding()
         with self.device.turn("running a graph"):
+            binding = self._session.io_binding()
             for name, feed in feeds.items():
                 if isinstance(feed, Placed):
                     bind(binding.bind_input, name, feed.value)
@@ -147,7 +150,9 @@ class OnnxRuntimeCudaEngine:
                 binding.bind_output(name, "cpu")
             self._session.run_with_iobinding(binding)
             results: list[Array] = binding.copy_outputs_to_cpu()
-        return dict(zip(names, results, strict=True))
+        found = dict(zip(names, results, strict=True))
+        check_outputs(self._name, self.inputs, feeds, self.outputs, found)
+        return found
 
     def close(self) -> None:
         """Release the session and its memory, once the GPU is done with it; no use afterwards."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
+from ...bundle.bundle import GraphFiles
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
-from ...tensor import TensorSpec
+from ...tensor import DTYPES, TensorSpec
+from ..causes import shortened
 from .installation import check_loadable
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+ONNX_TYPES = {dtype: f"tensor({dtype})" for dtype in DTYPES} | {"float32": "tensor(float)"}
 SILENT = 4  # fatal errors only are logged: all others are raised, and what is said of them is ours to say
 
 
@@ -44,31 +46,37 @@ def has_cuda() -> bool:
 
 
 def open_session(
-    graph: bytes,
-    folder: Path,
+    files: GraphFiles,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     options: Any,
     providers: list[Any],
 ) -> Any:
-    """An InferenceSession with the weights in `folder`.  EngineError: it cannot be loaded, or its inputs and outputs
-    are not those of the manifest."""
+    """An InferenceSession of a graph.  EngineError: it cannot be loaded, or its inputs and outputs are not those of the
+    manifest; BundleError: its weights are not those that were verified."""
     options.log_severity_level = SILENT
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning steals shared cores
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
     try:
-        session = import_onnxruntime().InferenceSession(graph, options, providers=providers)
+        session = import_onnxruntime().InferenceSession(files.content, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-        raise translate(error, f"cannot load the graph in {folder}") from error
+        raise translate(error, f"cannot load {files.name}") from error
+    if files.weights is not None:
+        files.weights.check_opened()
     for kind, specs, nodes in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
-        declared, actual = {s.name for s in specs}, {n.name for n in nodes}
-        if declared - actual or (kind == "inputs" and declared != actual):
-            raise EngineError(
-                f"graph {kind} differ from the manifest",
-                got=", ".join(sorted(actual)),
-                accepted=", ".join(sorted(declared)),
-            )
+        _compare(f"{files.name}: {kind} differ from the manifest", specs, nodes, others=kind == "outputs")
     return session
+
+
+def _compare(what: str, specs: tuple[TensorSpec, ...], nodes: list[Any], *, others: bool) -> None:
+    """EngineError unless a graph's tensors have the names and the types that the manifest says; `others`: or more."""
+    declared = {spec.name: ONNX_TYPES[spec.dtype] for spec in specs}
+    actual = {node.name: node.type for node in nodes}
+    if others:
+        actual = {name: kind for name, kind in actual.items() if name in declared} or actual
+    if actual != declared:
+        got, accepted = (", ".join(f"{n} {t}" for n, t in sorted(side.items())) for side in (actual, declared))
+        raise EngineError(what, got=one_line(got, 300), accepted=accepted)
 
 
 def translate(error: Exception, what: str) -> EngineError:
@@ -81,4 +89,4 @@ def translate(error: Exception, what: str) -> EngineError:
         return OutOfMemoryError(
             f"{what}: out of memory ({one_line(text, 160)})", remedy="use a smaller batch or picture size"
         )
-    return EngineError(f"{what}: {one_line(text, 300)}")
+    return EngineError(f"{what}: {shortened(text)}")

@@ -24,8 +24,8 @@ def open_openvino(bundle: Bundle, machine: Machine, *, bfloat16: bool = False) -
 class OpenVINOBackend:
     """The plain form of each graph, compiled after its files' digests were checked.
 
-    OpenVINO finds a graph's weights by the graph's path alone, so it reads both from the disk: their digests hold for
-    the moment of opening."""
+    OpenVINO finds a graph's weights by the graph's path alone, so it reads both from the disk; afterwards it is checked
+    that they are still what was verified."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None, *, bfloat16: bool = False) -> None:
         self.name = "openvino-bf16" if bfloat16 else "openvino"
@@ -44,11 +44,9 @@ class OpenVINOBackend:
 
     def engine(self, component: str, form: str, fallback: Callable[[], Engine]) -> OpenVINOEngine:
         """For every graph and all of its shapes: `fallback` is not needed."""
-        known = self._bundle.component(component)
-        graph = known.graph(form)
-        self._bundle.verify([graph.path] if known.weights is None else [graph.path, known.weights])
-        path = self._bundle.path(graph.path)
-        return OpenVINOEngine(self._core, path, graph.inputs, graph.outputs, self._options)
+        graph = self._bundle.component(component).graph(form)
+        files, opened = self._bundle.open_graph(component, form), self._bundle.open_file(graph.path)
+        return OpenVINOEngine(self._core, files, opened, graph.inputs, graph.outputs, self._options)
 
     def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> Sequence[int]:
         """One by one: more at once gain nothing on a CPU, and take memory in proportion."""

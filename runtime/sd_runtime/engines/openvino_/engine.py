@@ -7,13 +7,14 @@ each further size would take seconds and a second copy of its weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ...errors import EngineError
-from ...tensor import Array, FeedCheck, TensorSpec
+from ...bundle.bundle import GraphFiles
+from ...bundle.verified_file import VerifiedFile
+from ...tensor import Array, TensorSpec, check_names
+from ..host_runs import HostRuns
 from ..protocol import Feed
-from .library import translate
+from .library import translated
 
 CPU = "CPU"
 
@@ -24,25 +25,26 @@ class OpenVINOEngine:
     def __init__(
         self,
         core: Any,
-        graph: Path,
+        files: GraphFiles,
+        graph: VerifiedFile,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         options: Mapping[str, Any],
     ) -> None:
-        """`core`: an openvino.Core; `graph`: an .onnx whose weights lie beside it.
+        """`core`: an openvino.Core; `graph`: the .onnx of `files`, which OpenVINO reads by its name.
 
-        EngineError: it cannot be loaded, or its inputs and outputs are not those of the manifest."""
+        EngineError: it cannot be loaded, or its inputs and outputs are not those of the manifest; BundleError: it or
+        its weights are not those that were verified."""
         self.inputs, self.outputs = inputs, outputs
-        self._check = FeedCheck(inputs)
-        try:
-            model = core.read_model(str(graph))
-            _compare("inputs", inputs, model.inputs)
-            _compare("outputs", outputs, model.outputs)
+        self._name, self._runs = files.name, HostRuns(files, inputs, outputs)
+        with translated(f"cannot load {files.name}"):
+            model = core.read_model(str(graph.folder / graph.path.name))
+            check_names(f"{files.name}: inputs", inputs, [name for port in model.inputs for name in port.names])
+            check_names(f"{files.name}: outputs", outputs, [name for port in model.outputs for name in port.names])
             self._compiled = core.compile_model(model, CPU, dict(options))
-        except Exception as error:  # OpenVINO's exceptions have no common base but Exception
-            if isinstance(error, EngineError):
-                raise
-            raise translate(error, f"cannot load the graph {graph}") from error
+        for opened in (graph, files.weights):
+            if opened is not None:
+                opened.check_opened()
 
     def place(self, name: str, array: Array) -> Feed:
         """`array` itself: it is where the graph reads it."""
@@ -51,23 +53,16 @@ class OpenVINOEngine:
 
     def run(self, feeds: Mapping[str, Feed]) -> dict[str, Array]:
         """A request of its own for each run, which takes 0.04 ms: several threads may call this at once."""
-        self._check(feeds)
-        try:
-            results = self._compiled.create_infer_request().infer(dict(feeds), share_inputs=True)
-            return {spec.name: results[spec.name] for spec in self.outputs}  # copies, which the request does not keep
-        except Exception as error:  # OpenVINO's exceptions have no common base but Exception
-            raise translate(error, "the engine failed while running") from error
+        compiled = self._compiled
+
+        def run() -> dict[str, Array]:
+            with translated(f"{self._name} failed while running"):
+                results = compiled.create_infer_request().infer(dict(feeds), share_inputs=True)
+                return {spec.name: results[spec.name] for spec in self.outputs}  # copies, which the request drops
+
+        return self._runs(feeds, run)
 
     def close(self) -> None:
-        """Release the compiled graph and its memory; `run` must not be called afterwards."""
-        del self._compiled
-
-
-def _compare(kind: str, specs: tuple[TensorSpec, ...], ports: list[Any]) -> None:
-    declared, actual = {spec.name for spec in specs}, {name for port in ports for name in port.names}
-    if declared - actual or (kind == "inputs" and declared != actual):
-        raise EngineError(
-            f"graph {kind} differ from the manifest",
-            got=", ".join(sorted(actual)),
-            accepted=", ".join(sorted(declared)),
-        )
+        """Release the compiled graph and its memory, once nobody runs it."""
+        self._runs.close()
+        self._compiled = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
@@ -20,24 +22,35 @@ def import_openvino() -> Any:
     ~/intel.  Without the package that does so OpenVINO falls back to a stub of its own.
 
     DependencyError: it is not installed, cannot be loaded, or is too old."""
-    unseen = "openvino" not in sys.modules and TELEMETRY not in sys.modules
-    if unseen:
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # Python's mark for what must not be imported
+    absent: dict[str, Any] = {} if "openvino" in sys.modules else {TELEMETRY: None}  # None: not to be imported
+    present = {name: sys.modules.pop(name) for name in absent if name in sys.modules}
+    sys.modules.update(absent)
     try:
         import openvino
     except ImportError as error:
         raise DependencyError("OpenVINO cannot be imported", got=str(error), remedy=INSTALL) from error
     finally:
-        if unseen:
-            del sys.modules[TELEMETRY]
+        for name in absent:
+            del sys.modules[name]
+        sys.modules.update(present)
     if tuple(map(int, openvino.__version__.split(".")[:2])) < OLDEST:
         accepted = f"{'.'.join(map(str, OLDEST))} or later"
         raise DependencyError("OpenVINO is too old", got=openvino.__version__, accepted=accepted, remedy=INSTALL)
     return openvino
 
 
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """What OpenVINO raises, as ours.  Its exceptions have no common base but Exception."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        raise translate(error, what) from error
+
+
 def translate(error: Exception, what: str) -> EngineError:
-    """What OpenVINO raised, as ours."""
     said = " ".join(PLACES.sub("", str(error)).split()) or type(error).__name__
     if isinstance(error, MemoryError) or any(sign in said for sign in OUT_OF_MEMORY):
         return OutOfMemoryError(

@@ -72,7 +72,7 @@ class Trial:
             expected = other.run(dict(inputs))
         finally:
             other.close()
-        engine = TensorRTEngine(self._library, self._gpu, graph, [record], self._bundle.read, self._command())
+        engine = TensorRTEngine(self._library, self._gpu, graph, [record], self._bundle.read_engine, self._command())
         try:
             return difference(engine.run(dict(inputs)), expected)
         finally:
