@@ -88,7 +88,13 @@ def export(options: ExportOptions, *, quiet: bool = True) -> Path:
 def _resolve(options: ExportOptions, *, quiet: bool) -> Checkpoint:
     """The checkpoint, with the parts from elsewhere that were asked for."""
     wanted = options.components is None or SAFETY_CHECKER in options.components
-    checkpoint = resolve_checkpoint(options.model, revision=options.revision, safety_checker=wanted, quiet=quiet)
+    checkpoint = resolve_checkpoint(
+        options.model,
+        revision=options.revision,
+        safety_checker=wanted,
+        own_vae=options.vae is None,
+        quiet=quiet,
+    )
     if options.vae is not None:
         checkpoint = with_vae(checkpoint, options.vae, quiet=quiet)
     if options.taesd is not None:

@@ -37,7 +37,9 @@ def state_dict(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
     prefix = checkpoint.prefixes.get(part)
     with safe_open(str(checkpoint.weights[part]), framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix or "")}  # noqa: SIM118
-    return state if prefix is None else single_file.to_diffusers(part, state, checkpoint.configs[part])
+    if prefix is None:
+        return state
+    return single_file.to_diffusers(checkpoint.weights[part].name, part, state, checkpoint.configs[part])
 
 
 def fill(checkpoint: Checkpoint, part: str, model: Any, state: dict[str, Tensor]) -> Any:

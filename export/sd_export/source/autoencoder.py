@@ -98,7 +98,7 @@ def _find(model: str, folder: Path | None, class_name: str, quiet: bool) -> _Aut
 
 
 def _from_file(model: str, path: Path) -> _Autoencoder:
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise refuse_pickle(path.name)
     config, prefix = single_file.infer_vae(model, tensor_shapes(path))
     return _Autoencoder(config, path, Source(path.name, None, hash_files(path.parent, [path.name])), prefix)

@@ -24,13 +24,19 @@ ACCEPTED = "demo, a folder in diffusers layout, a .safetensors file, or a hub id
 
 @explain_read_errors()
 def resolve_checkpoint(
-    model: str, *, revision: str | None = None, safety_checker: bool = True, quiet: bool = False
+    model: str,
+    *,
+    revision: str | None = None,
+    safety_checker: bool = True,
+    own_vae: bool = True,
+    quiet: bool = False,
 ) -> Checkpoint:
     """Find `model`, fetch it if it is on the hub, check it and hash it.
 
-    `revision` (a branch, tag or commit) is for hub ids only; `safety_checker`: use one if the model has it.  Downloads
-    draw progress bars on a terminal, unless `quiet`; notices go to this package's logger.  UsageError if `model` cannot
-    be any kind of model; ExportError if it is missing, damaged, a pickle, or of a kind that is not supported.
+    `revision` (a branch, tag or commit) is for hub ids only; `safety_checker`: use one if the model has it; without
+    `own_vae` a single file need hold no VAE, and `with_vae` must follow.  Downloads draw progress bars on a terminal,
+    unless `quiet`; notices go to this package's logger.  UsageError if `model` cannot be any kind of model;
+    ExportError if it is missing, damaged, a pickle, or of a kind that is not supported.
     """
     path = DEMO_FOLDER if model == DEMO else existing_path("model", model, ACCEPTED)
     if path is None:
@@ -42,7 +48,7 @@ def resolve_checkpoint(
         raise UsageError("revision", got=revision, accepted="only together with a hub id")
     if path.is_dir():
         return _from_folder(model, path, safety_checker)
-    return _from_file(model, path)
+    return _from_file(model, path, own_vae)
 
 
 def existing_path(field: str, model: str, accepted: str) -> Path | None:
@@ -51,7 +57,7 @@ def existing_path(field: str, model: str, accepted: str) -> Path | None:
         path = Path(model).expanduser()
         if model and path.exists():
             return path.resolve()
-        if HUB_ID.fullmatch(model) and path.suffix not in (".safetensors", *PICKLES):
+        if HUB_ID.fullmatch(model) and path.suffix.lower() not in (".safetensors", *PICKLES):
             return None
     except PermissionError:  # a folder on the way, which is no reason to say that nothing is there
         raise
@@ -90,13 +96,15 @@ def _from_folder(model: str, folder: Path, safety_checker: bool, snapshot: hub.S
     )
 
 
-def _from_file(model: str, path: Path) -> Checkpoint:
+def _from_file(model: str, path: Path, own_vae: bool) -> Checkpoint:
     """A single-file checkpoint with the keys of Stable Diffusion 1.x."""
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise refuse_pickle(path.name)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise UsageError("model", got=model, accepted=ACCEPTED)
-    configs = single_file.infer_configs(model, tensor_shapes(path))
+    shapes = tensor_shapes(path)
+    configs = single_file.infer_configs(model, shapes, own_vae=own_vae)
+    networks = [part for part in NETWORKS if any(name.startswith(single_file.PREFIXES[part]) for name in shapes)]
     check_networks(model, configs)
     return Checkpoint(
         id=model,
@@ -105,7 +113,7 @@ def _from_file(model: str, path: Path) -> Checkpoint:
         family=recognise(path.stem, configs),
         model_index=sd1.MODEL_INDEX,
         configs=configs,
-        weights=dict.fromkeys(NETWORKS, path),
+        weights=dict.fromkeys(networks, path),
         tokenizer=tokenizer.clip(),
         files=hash_files(path.parent, [path.name]),
         prefixes=single_file.PREFIXES,

@@ -7,7 +7,8 @@ conversion functions, which are pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -30,22 +31,38 @@ PREFIXES = {
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # EMA and loss weights are left where they are
 CLIP_HEAD_SIZE = 64  # of every CLIP text model: heads = width / 64
 
+# What a file may hold beside the three networks, as regular expressions; what else it holds would change the pictures,
+# or is of another model, and is refused by name, as in a folder.
+EXTRA = (
+    r"model_ema\..*",  # averages of the UNet's weights, to train on
+    r"(first_stage_model\.)?(loss|model_ema)\..*",  # the same of the VAE, and the critics that it was trained with
+    # the training schedule, which follows from its betas
+    r"betas|alphas_cumprod(_prev)?|sqrt_.*|log_one_minus_.*|posterior_.*|logvar|lvlb_weights|denoiser\.(log_)?sigmas",
+    r"(cond_stage_model\.)?(transformer\.)?(logit_scale|text_projection(\.weight)?)",  # CLIP's comparison with pictures
+    r"cond_stage_model\.transformer\.(vision_model|visual_projection)\..*",  # and its other half
+    r"global_step|epoch|iteration",  # how long it was trained
+)
 
-def infer_configs(model: str, shapes: Shapes) -> dict[str, Config]:
+
+def infer_configs(model: str, shapes: Shapes, *, own_vae: bool = True) -> dict[str, Config]:
     """The configs of text_encoder, unet, vae and scheduler from the tensors' names and shapes; ExportError if the file
-    is not a complete Stable Diffusion 1.x checkpoint."""
+    is not a complete Stable Diffusion 1.x checkpoint, or more than that.  Without `own_vae` a VAE may be missing, and
+    its config is then Stable Diffusion 1.5's."""
     parts = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
-    if missing := [part for part, tensors in parts.items() if not tensors]:
+    if missing := [part for part, tensors in parts.items() if not tensors and (own_vae or part != "vae")]:
         check_keys(model, shapes)
         raise ExportError(
             f"model '{one_line(model)}' has no {', '.join(missing)} under Stable Diffusion 1.x keys",
             accepted="; ".join(f"{prefix}*" for prefix in PREFIXES.values()),
+            remedy="add one from elsewhere with --vae" if missing == ["vae"] else None,
         )
+    others = [name for name in shapes if not name.startswith(tuple(PREFIXES.values()))]
+    check_extra(model, others)
     try:
         return {
             "text_encoder": _text_encoder_config(parts["text_encoder"]),
             "unet": _unet_config(parts["unet"]),
-            "vae": _vae_config(parts["vae"]),
+            "vae": _vae_config(parts["vae"]) if parts["vae"] else sd1.VAE,
             "scheduler": sd1.SCHEDULER,
         }
     except (LookupError, ValueError) as error:
@@ -60,10 +77,25 @@ def infer_vae(model: str, shapes: Shapes) -> tuple[Config, str]:
     """The config of a VAE from the tensors of its file, or of a whole checkpoint, and what its keys start with."""
     prefix = PREFIXES["vae"] if any(name.startswith(PREFIXES["vae"]) for name in shapes) else ""
     try:
-        return _vae_config(_strip(shapes, prefix)), prefix
+        config = _vae_config(_strip(shapes, prefix))
     except LookupError as error:
         what = f"'{one_line(model)}' does not have the tensors of a Stable Diffusion 1.x VAE ({one_line(str(error))})"
         raise ExportError(what, remedy="give a folder in diffusers layout") from error
+    check_extra(model, (name for name in shapes if not prefix and not name.startswith(VAE_PARTS)))
+    return config, prefix
+
+
+def check_extra(model: str, names: Iterable[str]) -> None:
+    """Refuse the tensors `names`, but those that do not matter to a picture."""
+    unexpected = [name for name in names if not any(re.fullmatch(pattern, name) for pattern in EXTRA)]
+    if unexpected:
+        check_keys(model, unexpected)
+        more = f" and {len(unexpected) - 3} more" if len(unexpected) > 3 else ""
+        raise ExportError(
+            f"model '{one_line(model)}' holds tensors that are not Stable Diffusion's: "
+            f"{one_line(', '.join(unexpected[:3]), 300)}{more}",
+            remedy="remove them in a copy if they belong to nothing that you use",
+        )
 
 
 def _strip(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
@@ -128,8 +160,9 @@ def _count(shapes: Shapes, pattern: str, *, prefix: bool = False) -> int:
     return number
 
 
-def to_diffusers(network: str, state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """One network's tensors, renamed from CompVis' keys to diffusers' and transformers'."""
+def to_diffusers(model: str, network: str, state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """One network's tensors, renamed from CompVis' keys to diffusers' and transformers'.  ExportError names tensors
+    that the conversion, which is diffusers' own, would drop without a word."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
     converted: dict[str, Tensor]
@@ -141,4 +174,6 @@ def to_diffusers(network: str, state: dict[str, Tensor], config: Config) -> dict
         converted = convert_ldm_vae_checkpoint(kept, config)
     else:
         converted = {name.removeprefix(PREFIXES[network]): tensor for name, tensor in state.items()}
+    used = {tensor.data_ptr() for tensor in converted.values()}  # conversion renames and reshapes, and copies nothing
+    check_extra(model, (name for name, tensor in state.items() if tensor.data_ptr() not in used))
     return converted

@@ -240,8 +240,8 @@ def test_true_sizes_give_the_published_configs() -> None:
         (lambda s: {}, "has no text_encoder, unet, vae under"),
         (lambda s: s | {INPUT: torch.zeros(32, 9, 3, 3)}, "an inpainting model"),
         (lambda s: s | {TOKENS: torch.zeros(1000, 64)}, "vocabulary of 1000 tokens"),
-        (lambda s: {k: v for k, v in s.items() if k != INPUT}, "does not have the tensors of Stable Diffusion 1.x"),
-        (lambda s: s | {INPUT: torch.zeros(3)}, "does not have the tensors of Stable Diffusion 1.x"),
+        (lambda s: {k: v for k, v in s.items() if k != INPUT}, "not have the tensors of Stable Diffusion 1.x"),
+        (lambda s: s | {INPUT: torch.zeros(3)}, "not have the tensors of Stable Diffusion 1.x"),
     ],
 )
 def test_other_files_are_refused_by_name(state, tmp_path, change, message) -> None:
@@ -283,6 +283,61 @@ print(json.dumps(sorted(checkpoint.tokenizer)))
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert out.returncode == 0, out.stderr
     assert {"vocab.json", "merges.txt"} <= set(json.loads(out.stdout))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.diffusion_model.time_embed.cond_proj.weight",  # a latent consistency model's
+        "model.diffusion_model.label_emb.0.0.weight",
+        "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k_ip.weight",
+        "first_stage_model.decoder.adapter.weight",
+        "cond_stage_model.transformer.text_model.adapter.weight",
+        "embedding_manager.string_to_param_dict.x",
+        "conditioner.embedders.0.x",
+        "something.else",
+    ],
+)
+def test_tensors_of_another_model_are_named(state, tmp_path, name) -> None:
+    """Dropping them would draw another picture without a word; folders refuse them, too."""
+    path = save(tmp_path / "more.safetensors", state | {name: torch.zeros(2, 3)})
+    with pytest.raises(ExportError, match=rf"{re.escape('.'.join(name.split('.')[-2:]))}|Stable Diffusion XL"):
+        checkpoint = resolve_checkpoint(str(path))
+        for load in (load_text_encoder, load_unet, load_vae):
+            load(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_ema.diffusion_modelinput_blocks00weight",
+        "model_ema.decay",
+        "first_stage_model.loss.discriminator.main.0.weight",
+        "first_stage_model.model_ema.decay",
+        "betas",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_mean_coef1",
+        "logvar",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.text_projection.weight",
+        "cond_stage_model.transformer.vision_model.embeddings.class_embedding",
+    ],
+)
+def test_tensors_that_do_not_matter_are_left_where_they_are(tiny, state, tmp_path, name) -> None:
+    checkpoint = resolve_checkpoint(str(save(tmp_path / "more.safetensors", state | {name: torch.zeros(2, 3)})))
+    for network, load in {"text_encoder": load_text_encoder, "unet": load_unet, "vae": load_vae}.items():
+        loaded, expected = load(checkpoint).state_dict(), getattr(tiny, network).state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_file_without_a_vae_takes_one_from_elsewhere(tiny, state, tmp_path) -> None:
+    path = save(tmp_path / "pruned.SAFETENSORS", {k: v for k, v in state.items() if "first_stage" not in k})
+    with pytest.raises(ExportError, match=r"has no vae .*; add one from elsewhere with --vae"):
+        resolve_checkpoint(str(path))
+    checkpoint = with_vae(resolve_checkpoint(str(path), own_vae=False), str(tiny.folder))
+    assert set(checkpoint.weights) == {"text_encoder", "unet", "vae"}
+    assert torch.equal(load_vae(checkpoint).decoder.conv_in.weight, tiny.vae.decoder.conv_in.weight)
+    assert torch.equal(load_unet(checkpoint).conv_in.weight, tiny.unet.conv_in.weight)
 
 
 @pytest.mark.parametrize("alone", [True, False])
