@@ -11,8 +11,8 @@
 
 Peers run one at a time, in turns, and the first round only warms the page cache up.  Of times the least is taken, for
 whatever else a machine does only adds to them; of memory the median.  All draw in float32 from the same weights with as
-many threads as there are cores, but for `openvino-bf16`, which is what OpenVINO does on processors with bfloat16 unless
-it is told otherwise.
+many threads as there are cores, but for the two of bfloat16, which is what OpenVINO does on processors that have it
+unless it is told otherwise.  `openvino` is the library called directly, `ours-openvino` our backend of that name.
 
 Environments are made in --environments (default: .venv-peers) when they are missing, several gigabytes together;
 --python PEER=EXECUTABLE takes one that is there.
@@ -45,9 +45,17 @@ ENVIRONMENTS: dict[str, list[str]] = {
     "ours": [*CONSTRAINTS, ".[cpu]"],
     "diffusers": [*CONSTRAINTS, "torch", "diffusers", "transformers"],
     "optimum": ["torch", "optimum-onnx[onnxruntime]==0.1.0", "transformers<4.58", "diffusers"],
-    "openvino": [*CONSTRAINTS, ".", "openvino"],
+    "openvino": [*CONSTRAINTS, ".[openvino]"],
 }
-PEERS = {name: name.partition("-")[0] for name in ("ours", "diffusers", "optimum", "openvino", "openvino-bf16")}
+PEERS = {  # and the environment of each
+    "ours": "ours",
+    "ours-openvino": "openvino",
+    "ours-openvino-bf16": "openvino",
+    "diffusers": "diffusers",
+    "optimum": "optimum",
+    "openvino": "openvino",
+    "openvino-bf16": "openvino",
+}
 REFERENCE = "diffusers"
 BARE = ("pip", "setuptools")
 
@@ -153,6 +161,7 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
 def measure(python: str, peer: str, told: dict[str, Any]) -> Run:
     """Run a worker to its end.  SystemExit if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(told["threads"]), "HF_HUB_OFFLINE": "1"}
+    environment |= {"CI": "true"}  # else OpenVINO, imported by itself, reports that to its makers
     environment |= {"PYTHONPATH": str(REPOSITORY / "runtime")} if PEERS[peer] in ("ours", "openvino") else {}
     command = [python, str(WORKER), peer, json.dumps(told)]
     with tempfile.TemporaryFile("w+") as errors:

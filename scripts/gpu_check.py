@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import gpu_sections as sections
-from gpu_timing import ROOT, Row, Settings, digest
+from gpu_timing import ROOT, CheckOptions, Row, digest
 
 LIBRARIES = ("tensorrt", "onnxruntime-gpu", "onnxruntime", "torch", "diffusers", "polygraphy", "cuda-core", "numpy")
 TORCH = ("torch", "diffusers", "transformers", "onnxscript")
@@ -51,7 +51,7 @@ class Section:
     """`needs`: modules that must be installed; `after`: folders that earlier sections leave behind; `expected`:
     seconds, less are not worth starting it; `rehearsed`: worth doing on a CPU."""
 
-    run: Callable[[Settings], Iterator[Row]]
+    run: Callable[[CheckOptions], Iterator[Row]]
     needs: tuple[str, ...]
     after: tuple[str, ...] = ()
     expected: float = 10.0
@@ -82,7 +82,7 @@ SECTIONS = (
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    settings = Settings(args.work.resolve(), args.dry_run)
+    settings = CheckOptions(args.work.resolve(), args.dry_run)
     if args.section:
         (section,) = [section for section in SECTIONS if section.name == args.section]
         with args.json.open("a") as written:
@@ -147,7 +147,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def attempt(section: Section, settings: Settings, deadline: float) -> dict[str, Any]:
+def attempt(section: Section, settings: CheckOptions, deadline: float) -> dict[str, Any]:
     """Run a section if it can be run: its rows, what keeps it from being done ("": nothing), seconds, and when."""
     missing = [name for name in section.needs if not installed(name, settings)]
     absent = [name for name in section.after if not (settings.work / name).is_dir()]
@@ -164,7 +164,7 @@ def attempt(section: Section, settings: Settings, deadline: float) -> dict[str, 
     return {"rows": [], "why": why, "seconds": 0.0, "at": now()}
 
 
-def in_process(section: Section, settings: Settings, left: float) -> dict[str, Any]:
+def in_process(section: Section, settings: CheckOptions, left: float) -> dict[str, Any]:
     """What a section has measured until its time was up is kept, though it will be begun again."""
     print(f"-- {section.name}", flush=True)
     start, at = time.monotonic(), now()
@@ -187,7 +187,7 @@ def in_process(section: Section, settings: Settings, left: float) -> dict[str, A
     return {"rows": rows, "why": why, "seconds": time.monotonic() - start, "at": at}
 
 
-def own_command(section: Section, settings: Settings, rows_file: Path) -> list[str]:
+def own_command(section: Section, settings: CheckOptions, rows_file: Path) -> list[str]:
     command = [sys.executable, __file__, "--section", section.name, "--work", str(settings.root)]
     return [*command, "--json", str(rows_file), *(["--dry-run"] if settings.dry else [])]
 
@@ -203,7 +203,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def environment(settings: CheckOptions) -> dict[str, str]:
     """Everything of ours on the path, caches in the work folder, nothing from the network."""
     paths = [str(ROOT / name) for name in ("runtime", "export", "scripts")]
     found = [*paths, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -212,7 +212,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def memory_watched(settings: Settings) -> Iterator[list[float]]:
+def memory_watched(settings: CheckOptions) -> Iterator[list[float]]:
     """The GPU memory in use, in MiB, sampled twice a second meanwhile, by one process: starting one is not free."""
     samples: list[float] = []
     if settings.dry or not shutil.which("nvidia-smi"):
@@ -254,7 +254,7 @@ def installed_version(name: str) -> str:
         return ""
 
 
-def installed(module: str, settings: Settings) -> bool:
+def installed(module: str, settings: CheckOptions) -> bool:
     """Whether it can be imported and, ONNX Runtime, can use a GPU where one is checked."""
     if settings.dry and module == "cuda.core":
         return True  # nothing will need it

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from gpu_timing import DEMO, Row, Settings, latencies
+from gpu_timing import DEMO, CheckOptions, Row, latencies
 
 if TYPE_CHECKING:
     from sd_runtime import Pipeline
@@ -35,7 +35,7 @@ KNOWN_NOISE = (-0.92466, -0.42534, -2.6438, 0.14518, -0.12087, -0.57972, -0.6228
 # ---- what is right ---------------------------------------------------------------------------------------------------
 
 
-def noise(settings: Settings) -> Iterator[Row]:
+def noise(settings: CheckOptions) -> Iterator[Row]:
     """--rng cuda against known values, and against this GPU's torch where there is one."""
     from sd_runtime.noise import CUDAGenerator
 
@@ -50,7 +50,7 @@ def noise(settings: Settings) -> Iterator[Row]:
         yield Row("noise: 65536 values of this GPU's torch, largest difference", difference, "", 1e-5)
 
 
-def demo_export(settings: Settings) -> Iterator[Row]:
+def demo_export(settings: CheckOptions) -> Iterator[Row]:
     from sd_export.exporter import export
     from sd_export.options import ExportOptions
 
@@ -61,7 +61,7 @@ def demo_export(settings: Settings) -> Iterator[Row]:
         yield Row(f"demo: export {precision}", time.perf_counter() - start, "s")
 
 
-def demo_onnxruntime(settings: Settings) -> Iterator[Row]:
+def demo_onnxruntime(settings: CheckOptions) -> Iterator[Row]:
     for bundle, error, likeness in (
         (settings.work / "demo-fp32", 1e-4, 45.0),
         (settings.work / "demo-fp16", 2e-2, 25.0),
@@ -70,7 +70,7 @@ def demo_onnxruntime(settings: Settings) -> Iterator[Row]:
             yield from _right(settings, bundle, "onnxruntime", error, likeness)
 
 
-def demo_tensorrt(settings: Settings) -> Iterator[Row]:
+def demo_tensorrt(settings: CheckOptions) -> Iterator[Row]:
     for precision, error, likeness in (("fp32", 1e-3, 40.0), ("fp16", 2e-2, 25.0)):
         if (settings.work / f"demo-{precision}").is_dir():
             bundle, seconds = _with_engines(settings.work / f"demo-{precision}", "--size", "128x128")
@@ -78,7 +78,7 @@ def demo_tensorrt(settings: Settings) -> Iterator[Row]:
             yield from _right(settings, bundle, "tensorrt", error, likeness)
 
 
-def _right(settings: Settings, bundle: Path, library: str, error: float, likeness: float) -> Iterator[Row]:
+def _right(settings: CheckOptions, bundle: Path, library: str, error: float, likeness: float) -> Iterator[Row]:
     """Components against ONNX Runtime on the CPU, a picture against diffusers on this device."""
     from sd_runtime import Pipeline
 
@@ -93,7 +93,7 @@ def _right(settings: Settings, bundle: Path, library: str, error: float, likenes
 
 
 def _components(
-    settings: Settings, pipeline: Pipeline, label: str, library: str, cells: int, error: float
+    settings: CheckOptions, pipeline: Pipeline, label: str, library: str, cells: int, error: float
 ) -> Iterator[Row]:
     """Each network, run by `library`, against ONNX Runtime on the CPU, if it is there; latents are `cells` × `cells`.
 
@@ -166,7 +166,7 @@ def _diffusers_picture(device: str) -> Any:
 # ---- what is fast ----------------------------------------------------------------------------------------------------
 
 
-def sd15_export(settings: Settings) -> Iterator[Row]:
+def sd15_export(settings: CheckOptions) -> Iterator[Row]:
     """Random weights: arithmetic takes as long on them as on any."""
     from sd_export.exporter import export
     from sd_export.options import ExportOptions
@@ -178,20 +178,20 @@ def sd15_export(settings: Settings) -> Iterator[Row]:
     yield Row("sd15: export", time.perf_counter() - start, "s")
 
 
-def sd15_onnxruntime(settings: Settings) -> Iterator[Row]:
+def sd15_onnxruntime(settings: CheckOptions) -> Iterator[Row]:
     yield from _fast(settings, settings.work / "sd15", "onnxruntime", settings.batches)
 
 
-def sd15_tensorrt(settings: Settings) -> Iterator[Row]:
+def sd15_tensorrt(settings: CheckOptions) -> Iterator[Row]:
     yield from _built(settings, settings.batches[:1])
 
 
-def sd15_tensorrt_batch(settings: Settings) -> Iterator[Row]:
+def sd15_tensorrt_batch(settings: CheckOptions) -> Iterator[Row]:
     """Several pictures at once, for which engines of their own take as long to build."""
     yield from _built(settings, settings.batches[1:])
 
 
-def _built(settings: Settings, batches: Sequence[int]) -> Iterator[Row]:
+def _built(settings: CheckOptions, batches: Sequence[int]) -> Iterator[Row]:
     side, asked = settings.sides, ",".join(map(str, batches))
     bundle, seconds = _with_engines(
         settings.work / "sd15", "--size", f"{side}x{side}", "--batch", asked, "--no-fallback"
@@ -200,7 +200,7 @@ def _built(settings: Settings, batches: Sequence[int]) -> Iterator[Row]:
     yield from _fast(settings, bundle, "tensorrt", batches)
 
 
-def _checkpoint(settings: Settings) -> Path:
+def _checkpoint(settings: CheckOptions) -> Path:
     """The large one, made when it is first needed."""
     from true_size import make_checkpoint
 
@@ -227,7 +227,7 @@ def _with_engines(source: Path, *flags: str) -> tuple[Path, float]:
     return bundle, time.perf_counter() - start
 
 
-def _fast(settings: Settings, bundle: Path, library: str, batches: Sequence[int]) -> Iterator[Row]:
+def _fast(settings: CheckOptions, bundle: Path, library: str, batches: Sequence[int]) -> Iterator[Row]:
     """With the first batch: whether it is right, how it starts, and the decoder, too."""
     from sd_export.tensorrt_.check import milliseconds
     from sd_runtime import Pipeline
@@ -264,7 +264,7 @@ def _fast(settings: Settings, bundle: Path, library: str, batches: Sequence[int]
         yield from warned()
 
 
-def _cold(settings: Settings, bundle: Path) -> float:
+def _cold(settings: CheckOptions, bundle: Path) -> float:
     code = "import sys; from sd_runtime.cli.run import main; sys.exit(main(sys.argv[1:]))"
     with tempfile.TemporaryDirectory() as folder:
         size = [f"--{name}={settings.sides}" for name in ("width", "height")]
@@ -287,7 +287,7 @@ def _cold(settings: Settings, bundle: Path) -> float:
 # ---- the others ------------------------------------------------------------------------------------------------------
 
 
-def diffusers_eager(settings: Settings) -> Iterator[Row]:
+def diffusers_eager(settings: CheckOptions) -> Iterator[Row]:
     """Also the reference of the pictures that were drawn before."""
     from diffusers import DDIMScheduler
     from PIL import Image
@@ -304,17 +304,17 @@ def diffusers_eager(settings: Settings) -> Iterator[Row]:
     yield from latencies(settings, "sd15, diffusers eager", _drawing(settings, pipe))
 
 
-def torch_compile(settings: Settings) -> Iterator[Row]:
+def torch_compile(settings: CheckOptions) -> Iterator[Row]:
     """Quickly compiled: CUDA graphs, but nothing tried out."""
     yield from _compiled(settings, "reduce-overhead")
 
 
-def torch_compile_max(settings: Settings) -> Iterator[Row]:
+def torch_compile_max(settings: CheckOptions) -> Iterator[Row]:
     """Compiled at leisure, which takes minutes."""
     yield from _compiled(settings, "max-autotune")
 
 
-def _compiled(settings: Settings, mode: str) -> Iterator[Row]:
+def _compiled(settings: CheckOptions, mode: str) -> Iterator[Row]:
     """As its users run it: channels last, batch 1 only, for every shape compiles anew."""
     import torch
 
@@ -330,7 +330,7 @@ def _compiled(settings: Settings, mode: str) -> Iterator[Row]:
     yield from latencies(settings, label, draw, batches=(1,))
 
 
-def _pipe(settings: Settings) -> Any:
+def _pipe(settings: CheckOptions) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -340,7 +340,7 @@ def _pipe(settings: Settings) -> Any:
     return pipe.to(settings.device, dtype)
 
 
-def _drawing(settings: Settings, pipe: Any) -> Callable[[int, int], Any]:
+def _drawing(settings: CheckOptions, pipe: Any) -> Callable[[int, int], Any]:
     """What draws pictures with so many steps, so many at once."""
     import torch
 

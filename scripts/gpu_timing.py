@@ -28,7 +28,7 @@ def digest(*folders: str) -> str:
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckOptions:
     """Where everything is kept, and whether this is only a rehearsal on a CPU."""
 
     root: Path
@@ -89,7 +89,7 @@ class Row:
 
 
 def latencies(
-    settings: Settings, label: str, draw: Callable[[int, int], object], batches: Sequence[int] = ()
+    settings: CheckOptions, label: str, draw: Callable[[int, int], object], batches: Sequence[int] = ()
 ) -> Iterator[Row]:
     """Percentiles for every number of steps and batch; from their differences, what one step takes."""
     few, _, many = settings.steps

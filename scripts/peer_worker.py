@@ -18,10 +18,11 @@ from typing import Any
 Draw = Callable[[int], Any]  # number of steps → a PIL picture
 
 
-def load_ours(settings: dict[str, Any]) -> Draw:
+def load_ours(settings: dict[str, Any], backend: str = "onnxruntime") -> Draw:
     from sd_runtime import Pipeline
 
-    return drawing(Pipeline.load(settings["bundle"], device="cpu", safety_checker=False), settings)
+    pipe = Pipeline.load(settings["bundle"], device="cpu", safety_checker=False, backends=[backend])
+    return drawing(pipe, settings)
 
 
 def drawing(pipe: Any, settings: dict[str, Any]) -> Draw:
@@ -59,7 +60,7 @@ def drawing_with_torch(pipe: Any, settings: dict[str, Any]) -> Draw:
 
 
 def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
-    """OpenVINO runs the bundle's plain graphs under our loop, whose own cost is within 1 ms a step."""
+    """OpenVINO as it comes runs the bundle's plain graphs under our loop, whose own cost is within 1 ms a step."""
     from pathlib import Path
 
     import openvino
@@ -109,6 +110,8 @@ def load_openvino(settings: dict[str, Any], precision: str = "f32") -> Draw:
 
 LOADERS: dict[str, Callable[[dict[str, Any]], Draw]] = {
     "ours": load_ours,
+    "ours-openvino": lambda settings: load_ours(settings, "openvino"),
+    "ours-openvino-bf16": lambda settings: load_ours(settings, "openvino-bf16"),
     "diffusers": load_diffusers,
     "optimum": load_optimum,
     "openvino": load_openvino,

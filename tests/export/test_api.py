@@ -69,5 +69,6 @@ def test_every_family_s_file_is_in_the_list() -> None:
     ],
 )
 def test_families_are_recognised(name: str, width: int, embedding: int | None, phrase: str) -> None:
-    configs = {"text_encoder": {"hidden_size": width}, "unet": {"time_cond_proj_dim": embedding}}
+    unet = {"time_cond_proj_dim": embedding}
+    configs = {"text_encoder": {"hidden_size": width}, "unet": unet, "scheduler": {"_class_name": "PNDMScheduler"}}
     assert families.recognise(name, configs).phrase == phrase

@@ -25,7 +25,7 @@ from sd_export.tensorrt_ import check as build_check
 from sd_export.tensorrt_ import local
 from sd_export.tensorrt_ import publish as build_publish
 from sd_export.tensorrt_.build import build
-from sd_export.tensorrt_.engine import Settings, build_engine
+from sd_export.tensorrt_.engine import Tuning, build_engine
 from sd_export.tensorrt_.failures import explain
 from sd_export.tensorrt_.plan import BuildOptions, plan_builds
 from sd_runtime.bundle.bundle import Bundle
@@ -529,7 +529,7 @@ def test_without_a_gpu_one_line_says_so(bundle: Path, monkeypatch: pytest.Monkey
     machine(monkeypatch, "8.5.3").library.starts = False
     with pytest.raises(EngineError, match=r"^TensorRT does not start: CUDA initialization failure"):
         build(BuildOptions(bundle, **SMALL))
-    settings = Settings("fp32", False, 1 << 30, bundle / "timing.cache")
+    settings = Tuning("fp32", False, 1 << 30, bundle / "timing.cache")
     with pytest.raises(ExportError, match="the GPU's driver is missing, or too old for this TensorRT"):
         build_engine("unet", bundle / "unet" / "model_trt-legacy.onnx", {}, settings, print)
 

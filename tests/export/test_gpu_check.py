@@ -11,7 +11,7 @@ from typing import Any
 import gpu_check
 import pytest
 from gpu_check import bars, elsewhere, main, wrong
-from gpu_timing import MOST_RUNS, Row, Settings, latencies
+from gpu_timing import MOST_RUNS, CheckOptions, Row, latencies
 
 
 def verdict(done: dict[str, Any], gpu: str = "NVIDIA H200") -> list[str]:
@@ -68,7 +68,7 @@ time.sleep(60)
 """
     monkeypatch.setattr(gpu_check, "own_command", lambda s, t, rows: [sys.executable, "-c", program, str(rows)])
     section = gpu_check.SECTIONS[0]
-    done = gpu_check.in_process(section, Settings(tmp_path, dry=True), 3.0)
+    done = gpu_check.in_process(section, CheckOptions(tmp_path, dry=True), 3.0)
     assert [row["what"] for row in done["rows"]] == ["noise: so far"]
     assert done["why"] == gpu_check.NO_TIME
     for _ in range(100):
@@ -135,7 +135,7 @@ def test_promises_are_judged() -> None:
 
 def test_a_step_is_the_difference_between_many_and_few(tmp_path: Path) -> None:
     drawn: list[tuple[int, int]] = []
-    rows = list(latencies(Settings(tmp_path, dry=True), "x", lambda *call: drawn.append(call), batches=(1,)))
+    rows = list(latencies(CheckOptions(tmp_path, dry=True), "x", lambda *call: drawn.append(call), batches=(1,)))
     assert {row.what for row in rows} >= {"x: 2 steps, batch 1", "x: 4 steps, batch 1"}
     assert rows[0].runs == MOST_RUNS and rows[0].p99 is not None and rows[0].p95 is not None
     assert set(drawn) == {(2, 1), (3, 1), (4, 1)}

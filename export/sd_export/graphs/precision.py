@@ -129,8 +129,14 @@ def _narrow(value: ir.Value) -> None:
 
     def convert() -> ir.TensorProtocol:
         numbers = tensor.numpy()
-        if numbers.size and (high := float(np.max(numbers, where=numbers > MASKED, initial=0))) > LARGEST:
-            raise ExportError(f"weight {value.name} exceeds float16", got=high, accepted=f"up to {LARGEST:g}")
+        size = np.max(np.abs(numbers), where=(numbers > MASKED) | np.isnan(numbers), initial=0)  # NaN if one number is
+        if not size <= LARGEST:
+            raise ExportError(
+                f"weight {value.name} exceeds float16",
+                got=float(size),
+                accepted=f"up to {LARGEST:g}",
+                remedy="export it in float32: --precision fp32",
+            )
         return ir.Tensor(np.clip(numbers, -LARGEST, LARGEST).astype(np.float16), name=value.name)
 
     value.const_value = ir.LazyTensor(convert, FLOAT16, shape, name=value.name)

@@ -6,6 +6,7 @@ memory.  Load one network at a time and drop it before the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -55,5 +56,20 @@ def fill(checkpoint: Checkpoint, part: str, model: Any, state: dict[str, Tensor]
             f"{checkpoint.weights[part]} does not hold the {part} that its config describes: "
             f"{one_line('; '.join(problems[:3]), 300)}{more}"
         )
+    _check_finite(checkpoint, part, state)
     model.load_state_dict(state, assign=True)
     return model.float().eval().requires_grad_(False)
+
+
+def _check_finite(checkpoint: Checkpoint, part: str, state: dict[str, Tensor]) -> None:
+    """ExportError names the first tensor with a NaN or an infinity, which no probe need meet and every picture may."""
+    import torch
+
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = (float(extreme) for extreme in torch.aminmax(tensor))  # NaN if one number is
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ExportError(
+                    f"{checkpoint.weights[part]}: tensor {one_line(name)} of the {part} holds NaN or infinity",
+                    remedy="fetch the checkpoint again; where it was made so, nothing can be drawn with it",
+                )

@@ -6,6 +6,7 @@ embeds  inputs_embeds (batch, 77, D) float32     → last_hidden_state (batch, 7
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,12 @@ from .loading import build, fill, state_dict
 
 if TYPE_CHECKING:
     from ..verify.torch_reference import TorchReference
+
+# What files hold beside the text encoder, and a picture from text does not need: the positions 0, 1, 2 … (until
+# transformers 4.31), and CLIP's other half, with which texts are compared with pictures, where all of CLIP was saved.
+UNUSED = re.compile(
+    r"(text_model\.)?embeddings\.position_ids|text_projection(\.weight)?|logit_scale|(vision_model|visual_projection)\..*"
+)
 
 
 class TextEncoder(nn.Module):
@@ -42,11 +49,13 @@ def load_text_encoder(checkpoint: Checkpoint) -> Any:
 
     # Not built on the meta device: its position_ids are a buffer that no checkpoint fills.
     model = build(checkpoint, "text_encoder", lambda c: CLIPTextModel(CLIPTextConfig.from_dict(c)), device="cpu")
-    # Checkpoints say text_model.encoder…, transformers since 5.6 says encoder…; old files also store position_ids.
+    # Checkpoints say text_model.encoder…, transformers since 5.6 says encoder….
     prefix = "text_model." if hasattr(model, "text_model") else ""
-    state = state_dict(checkpoint, "text_encoder")
-    state = {prefix + name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-    state.pop(f"{prefix}embeddings.position_ids", None)
+    state = {
+        prefix + name.removeprefix("text_model."): tensor
+        for name, tensor in state_dict(checkpoint, "text_encoder").items()
+        if not UNUSED.fullmatch(name)
+    }
     return fill(checkpoint, "text_encoder", model, state)
 
 

@@ -16,7 +16,7 @@ from sd_runtime.errors import BundleError, ExportError, one_line
 
 from . import tokenizer
 from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config
-from .families.check import check_networks, check_pipeline, has_safety_checker
+from .families.check import check_networks, check_pipeline, class_of, has_safety_checker
 from .usable import check_usable
 
 MODEL_INDEX = "model_index.json"
@@ -129,12 +129,20 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
         raise ExportError(what, remedy=remedy)
     readers = {"scheduler": _read_scheduler}
     configs = {part: readers.get(part, read_json)(folder / name) for part, name in wanted.items()}
+    configs["scheduler"] = _as_pipeline(configs["scheduler"], model_index)
     check_networks(model, configs)
     files = {name: _read(folder / name, TOKENIZER_LIMIT) for name in TOKENIZER if name in names}
     vocabulary = tokenizer.complete({name.split("/")[1]: text for name, text in files.items()}, str(folder))
     check_usable(model, configs, vocabulary)
     read = (MODEL_INDEX, *wanted.values(), *files)
     return FolderConfigs(model_index, configs, vocabulary, read)
+
+
+def _as_pipeline(scheduler: Config, model_index: Config) -> Config:
+    """A scheduler's config as diffusers' pipeline reads it: model_index.json names the class, whatever class wrote the
+    config, which is then read as by `Class.from_config`.  So people switch a checkpoint's sampler in one line."""
+    named = class_of(model_index, "scheduler")
+    return scheduler if named is None else {**scheduler, "_class_name": named}
 
 
 def _not_a_pipeline(folder: Path) -> ExportError:

@@ -15,8 +15,8 @@ from typing import Any
 
 from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError
+from sd_runtime.prompt.vocabulary import FILES as FILES  # what the runtime reads, a bundle carries
 
-FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLIP_MERGES = Path(__file__).with_name("clip_merges.txt.gz")
 CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 

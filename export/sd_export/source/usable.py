@@ -18,7 +18,7 @@ MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError
 
 def check_usable(model: str, configs: Mapping[str, Config], tokenizer: Mapping[str, bytes]) -> None:
     """ExportError: the runtime could not draw with this scheduler or this tokenizer."""
-    with _as_export_error(model, "scheduler/scheduler_config.json"):
+    with _as_export_error(model, "scheduler/scheduler_config.json, or the scheduler in model_index.json,"):
         SchedulerConfig.from_dict(configs["scheduler"])
     with _as_export_error(model, "the files in tokenizer/"):
         Tokenizer.from_bytes(tokenizer)

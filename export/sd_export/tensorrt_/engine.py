@@ -27,7 +27,7 @@ CASTS = ("CAST", "IDENTITY", "CONSTANT")  # the parser has typed these
 
 
 @dataclass(frozen=True)
-class Settings:
+class Tuning:
     """How to build.
 
     precision     of the arithmetic
@@ -71,9 +71,7 @@ class BuildLog:
             self.interrupted = True
 
 
-def build_engine(
-    label: str, path: Path, profile: Mapping[str, ShapeRange], settings: Settings, report: Report
-) -> Built:
+def build_engine(label: str, path: Path, profile: Mapping[str, ShapeRange], settings: Tuning, report: Report) -> Built:
     """The engine of the graph in `path`; `report` is told what the builder is at, from version 10 on.
 
     ExportError says which layer is in the way and what to change; DependencyError: a library is missing."""
@@ -100,7 +98,7 @@ def import_tensorrt() -> None:
         raise DependencyError(what, remedy='pip install "sd-lean[tensorrt]"') from error
 
 
-def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Settings, report: Report, log: BuildLog) -> Built:
+def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Tuning, report: Report, log: BuildLog) -> Built:
     import tensorrt as trt
     from polygraphy.backend.trt import CreateConfig, Profile, engine_bytes_from_network
     from polygraphy.logger import G_LOGGER

@@ -20,7 +20,7 @@ from sd_runtime.errors import DependencyError
 
 from ..progress import Progress, describe_size
 from . import check as build_check
-from .engine import Built, Report, Settings, build_engine, import_tensorrt
+from .engine import Built, Report, Tuning, build_engine, import_tensorrt
 from .plan import BuildOptions, EngineBuild
 from .publish import slug
 from .timings import Timing, slower_than_before, slower_than_siblings
@@ -72,8 +72,8 @@ class LocalWorkshop:
         )
         return built.plan, self._check(bundle, planned, target, built)
 
-    def _settings(self, planned: EngineBuild) -> Settings:
-        return Settings(planned.precision, self._options.refittable, self._workspace, self._place / "timing.cache")
+    def _settings(self, planned: EngineBuild) -> Tuning:
+        return Tuning(planned.precision, self._options.refittable, self._workspace, self._place / "timing.cache")
 
     def _check(self, bundle: Bundle, planned: EngineBuild, target: Target, built: Built) -> Checked:
         """Run the engine as the runtime will, and look into it."""
@@ -113,10 +113,9 @@ class LocalWorkshop:
         """What the engine must agree with, on the CPU, opened as the runtime opens it; None, said once, where there is
         no ONNX Runtime."""
         component = bundle.component(planned.component)
+        form = "plain" if component.weights is not None else planned.form
         try:
-            reference = cpu_engine(
-                bundle, planned.component, "plain" if component.weights is not None else planned.form
-            )
+            reference = cpu_engine(bundle, planned.component, form)
         except DependencyError as error:
             if self._compares:
                 self._progress.note(f"engines are not compared with their graphs: {error}")

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from ..tensor import Array
 from . import digests
 from .manifest import FileRecord
 
+T = TypeVar("T")
+ATTEMPTS = 5  # to load while others touch the files
 _DESCRIPTORS = Path("/proc/self/fd")  # where Linux shows a process its open files and folders
 _FOLDERS = os.open in os.supports_dir_fd and _DESCRIPTORS.is_dir()
 
@@ -54,14 +57,20 @@ class VerifiedFile:
             self._compare()
             self._state = state
 
-    def check_opened(self) -> None:
-        """For whoever has let a library open the file by name.  BundleError unless it was this one, and unchanged."""
+    def was_opened(self) -> bool:
+        """For whoever has let a library open the file by name: whether it was this one for certain.
+
+        False where only its times differ, as after a new hard link or another mode, or after the name led elsewhere for
+        a moment: let it be opened again.  BundleError: the name leads to another file, or the bytes have changed."""
         try:
             found = (self.folder / self.path.name).stat()
         except OSError:
             found = None
-        if found is None or (found.st_dev, found.st_ino, *_state(found)) != (*self._identity(), *self._state):
+        if found is None or (found.st_dev, found.st_ino) != self._identity():
             raise self._damaged("another file by that name, while it was loaded", "the one that was verified")
+        before = self._state
+        self.check()
+        return before == self._state == _state(found)
 
     def _identity(self) -> tuple[int, int]:
         now = os.fstat(self._file.number)
@@ -78,6 +87,17 @@ class VerifiedFile:
         if size != self.size:
             raise self._damaged(f"{size} bytes", f"{self.size}")
         compare(digests.of_file(self._file, size), self._record, self._damaged)
+
+
+def open_by_name(open_files: Callable[[], T], files: Iterable[VerifiedFile]) -> T:
+    """What `open_files` returns, once it is certain that a library opened these very files.  BundleError: it is not."""
+    watched = list(files)
+    for _ in range(ATTEMPTS):
+        opened = open_files()
+        if all(file.was_opened() for file in watched):
+            return opened
+    names = ", ".join(str(file.path) for file in watched)
+    raise BundleError(f"{names}: changed again and again while loaded", remedy="try again once nobody writes there")
 
 
 def compare(found: tuple[str, ...], record: FileRecord, damaged: Callable[[str, str], BundleError]) -> None:

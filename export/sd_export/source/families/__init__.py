@@ -8,10 +8,11 @@ refused    what is refused, by what it is recognised, and what it is called
 
 from __future__ import annotations
 
-from . import lcm, sd1, sd2, turbo
+from . import few_steps, lcm, sd1, sd2, turbo
 from .base import Configs, Family
 
-FAMILIES = (lcm.FAMILY, turbo.FAMILY, sd2.FAMILY, sd1.FAMILY)  # the first that recognises a checkpoint has it
+# The first that recognises a checkpoint has it.
+FAMILIES = (lcm.FAMILY, turbo.FAMILY, few_steps.FAMILY, sd2.FAMILY, sd1.FAMILY)
 
 # The same networks in sizes that nobody published, such as the demo's.
 OWN_SIZE = Family("Stable Diffusion of its own size", lambda name, configs: True)

@@ -32,20 +32,20 @@ def check_pipeline(model: str, model_index: Mapping[str, Any]) -> None:
         kinds = (kind for start, kind in refused.PIPELINES.items() if pipeline.startswith(start))
         raise unsupported(model, f"{next(kinds, 'another kind of model')} ({one_line(pipeline)})")
     for part, accepted in PART_CLASSES.items():
-        if (found := _class_of(model_index, part)) not in accepted:
+        if (found := class_of(model_index, part)) not in accepted:
             raise unsupported(model, f"a pipeline with {one_line(found)} as {part} where {accepted[0]} is needed")
 
 
 def has_safety_checker(model: str, model_index: Mapping[str, Any]) -> bool:
     """Whether a pipeline names a safety checker.  Only one class of these exists; another is refused."""
-    found = _class_of(model_index, "safety_checker")
+    found = class_of(model_index, "safety_checker")
     if found not in (None, SAFETY_CHECKER):
         kind = f"a pipeline with {one_line(found)} as safety_checker where {SAFETY_CHECKER} is needed"
         raise unsupported(model, kind)
     return found is not None
 
 
-def _class_of(model_index: Mapping[str, Any], part: str) -> Any:
+def class_of(model_index: Mapping[str, Any], part: str) -> Any:
     """The class in an entry such as ["diffusers", "AutoencoderKL"]; None where there is none."""
     entry = model_index.get(part)
     return entry[1] if isinstance(entry, list) and len(entry) == 2 else None

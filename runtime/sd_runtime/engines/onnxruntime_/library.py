@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from ...bundle.bundle import GraphFiles
+from ...bundle.verified_file import open_by_name
 from ...errors import DependencyError, EngineError, OutOfMemoryError, one_line
 from ...tensor import DTYPES, TensorSpec
 from ..causes import shortened
@@ -57,12 +58,14 @@ def open_session(
     options.log_severity_level = SILENT
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning steals shared cores
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(files.folder))
-    try:
-        session = import_onnxruntime().InferenceSession(files.content, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-        raise translate(error, f"cannot load {files.name}") from error
-    if files.weights is not None:
-        files.weights.check_opened()
+
+    def create() -> Any:
+        try:
+            return import_onnxruntime().InferenceSession(files.content, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+            raise translate(error, f"cannot load {files.name}") from error
+
+    session = open_by_name(create, [] if files.weights is None else [files.weights])
     for kind, specs, nodes in (("inputs", inputs, session.get_inputs()), ("outputs", outputs, session.get_outputs())):
         _compare(f"{files.name}: {kind} differ from the manifest", specs, nodes, others=kind == "outputs")
     return session

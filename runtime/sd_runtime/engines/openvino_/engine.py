@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...bundle.bundle import GraphFiles
-from ...bundle.verified_file import VerifiedFile
+from ...bundle.verified_file import VerifiedFile, open_by_name
 from ...tensor import Array, TensorSpec, check_names
 from ..host_runs import HostRuns
 from ..protocol import Feed
@@ -37,14 +37,15 @@ class OpenVINOEngine:
         its weights are not those that were verified."""
         self.inputs, self.outputs = inputs, outputs
         self._name, self._runs = files.name, HostRuns(files, inputs, outputs)
-        with translated(f"cannot load {files.name}"):
-            model = core.read_model(str(graph.folder / graph.path.name))
-            check_names(f"{files.name}: inputs", inputs, [name for port in model.inputs for name in port.names])
-            check_names(f"{files.name}: outputs", outputs, [name for port in model.outputs for name in port.names])
-            self._compiled = core.compile_model(model, CPU, dict(options))
-        for opened in (graph, files.weights):
-            if opened is not None:
-                opened.check_opened()
+
+        def compiled() -> Any:
+            with translated(f"cannot load {files.name}"):
+                model = core.read_model(str(graph.folder / graph.path.name))
+                check_names(f"{files.name}: inputs", inputs, [name for port in model.inputs for name in port.names])
+                check_names(f"{files.name}: outputs", outputs, [name for port in model.outputs for name in port.names])
+                return core.compile_model(model, CPU, dict(options))
+
+        self._compiled = open_by_name(compiled, [graph] if files.weights is None else [graph, files.weights])
 
     def place(self, name: str, array: Array) -> Feed:
         """`array` itself: it is where the graph reads it."""

@@ -84,8 +84,8 @@ class TensorRTBackend:
                 return None
         graph = self._bundle.component(component).graph(records[0].form)
         other = None if CATALOGUE[component].any_rows else partial(self._fall_back, graph, records, fallback)
-        command = rebuild(self._bundle, self._here.library)
-        return TensorRTEngine(self._library, self._gpu, graph, records, self._bundle.read_engine, command, other)
+        command, read = rebuild(self._bundle, self._here.library), self._bundle.read_engine
+        return TensorRTEngine(self._library, self._gpu, graph, records, read, command, other)
 
     def batch_sizes(self, most: int, rows: int, latent: tuple[int, ...]) -> Sequence[int]:
         built = [record.profile["sample"] for record in self.records("unet", "plain")]
