@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -318,14 +319,19 @@ def test_a_wrong_engine_is_refused(how: str, complaint: str, bundle: Path, monke
     ],
 )
 def test_a_dynamic_engine_is_tried_at_the_ends_of_its_range(
-    how: str, complaint: str, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    how: str,
+    complaint: str,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A wrong one is left out, aloud; the exact one is enough for the command to succeed."""
     only(bundle, "vae_decoder")
     monkeypatch.setattr("sd_export.tensorrt_.plan.FALLBACK_PIXELS", (64, 192))
     builders = machine(monkeypatch)
     builders.built_instead = broken(bundle / "vae_decoder" / "model.onnx", how)
-    with pytest.raises(ExportError, match=complaint):
-        build(BuildOptions(bundle))
+    build(BuildOptions(bundle))
+    assert re.search(f"vae_decoder dynamic is left out: .*{complaint}", capsys.readouterr().err)
     assert [record.path.split("/")[-1].split(".")[0] for record in manifest_of(bundle).engines] == [
         "vae_decoder-128x128-batch-1"
     ]
@@ -492,6 +498,8 @@ def test_without_onnxruntime_black_pictures_are_still_found(
     said = capsys.readouterr().err
     assert said.count("engines are not compared with their graphs: no engine library is installed") == 1
     assert said.count("not compared") == 3
+    (bundle / MANIFEST).write_bytes(replace(manifest_of(bundle), engines=()).to_bytes())
+    only(bundle, "vae_decoder")
     for how, complaint in (
         ("nan", "NaN"),
         ("flat", "the same number everywhere"),
@@ -598,6 +606,12 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
             "Skipping tactic 0 due to insuficient memory on requested size of 1170309120 detected for tactic 0.",
             "scratch space is too small (",
             "--workspace",
+        ),
+        (
+            "Myelin ([pass.cpp:337: check_turing_op_compatibility] Cannot compile operation 'node_of_advanced' for Turing "
+            "(SM75): FP32 GEMM is not supported. In compileGraph at x.cpp:2012)",
+            "no such layer for Turing",
+            "ONNX Runtime stands in",
         ),
         ("something never seen before", "something never seen before", ""),
     ],

@@ -52,6 +52,11 @@ KNOWN = (
         "give more with --workspace, or leave that flag out",
     ),
     _Known(
+        r"for Turing .*not supported",
+        "TensorRT for RTX has no such layer for Turing",
+        "nothing needs to be done: ONNX Runtime stands in for this engine",
+    ),
+    _Known(
         r"[Cc]ould not find any implementation for node (.+?)\.?(?: due to| \[|$)",
         "TensorRT has no kernel for a layer",
         "give more scratch space with --workspace, try another --precision, or another version of tensorrt",
