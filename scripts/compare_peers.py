@@ -116,7 +116,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--short", type=int, default=5, help="steps of the run that is taken off (default: %(default)s)")
     add("--width", type=int, default=128)
     add("--height", type=int, default=128)
-    add("--guidance-scale", type=float, default=4.0)
+    add("--guidance-scale", type=float, default=2.5)
     add("--prompt", default="a large yellow star on a blue background")
     add("--seed", type=int, default=1)
     add("--rounds", type=int, default=3, help="processes of each peer that count (default: %(default)s)")
