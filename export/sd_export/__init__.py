@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sd_runtime.bundle.manifest import EngineLibrary as EngineLibrary
     from sd_runtime.bundle.manifest import EnginePrecision as EnginePrecision
     from sd_runtime.bundle.manifest import Precision as Precision
     from sd_runtime.errors import ExportError as ExportError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BuildOptions": "sd_export.tensorrt_.plan",
+    "EngineLibrary": "sd_runtime.bundle.manifest",
     "EnginePrecision": "sd_runtime.bundle.manifest",
     "ExportError": "sd_runtime.errors",
     "ExportOptions": "sd_export.options",

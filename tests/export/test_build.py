@@ -608,8 +608,8 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
             "--workspace",
         ),
         (
-            "Myelin ([pass.cpp:337: check_turing_op_compatibility] Cannot compile operation 'node_of_advanced' for "
-            "Turing (SM75): FP32 GEMM is not supported. In compileGraph at x.cpp:2012)",
+            "Myelin ([pass.cpp:337: check_turing_op_compatibility] Cannot compile operation 'x' for Turing "
+            "(SM75): FP32 GEMM is not supported. In compileGraph at x.cpp:2012)",
             "no such layer for Turing",
             "ONNX Runtime stands in",
         ),

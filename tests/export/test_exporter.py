@@ -218,7 +218,7 @@ def test_a_scaling_factor_that_cannot_be(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("scheduler/scheduler_config.json", "{}", "_class_name: accepted DDIMScheduler"),
+        ("scheduler/scheduler_config.json", "{}", "PNDMScheduler: skip_prk_steps: accepted True"),
         ("tokenizer/tokenizer_config.json", "{}", "model_max_length: got none, accepted 77"),
     ],
 )

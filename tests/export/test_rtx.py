@@ -183,14 +183,19 @@ def test_a_bundle_gets_engines_without_a_gpu(half_bundle: Path, capsys: pytest.C
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_other_precisions_are_built_too(precision: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No float32 attention is fused, and that is no remark; bfloat16's are."""
-    only(bundle, "text_encoder")
-    build(portable(bundle, precision=precision), quiet=False)
-    (record,) = manifest_of(bundle).engines
+def test_other_precisions_and_dynamic_engines_are_built_too(
+    precision: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No float32 attention is fused, and that is no remark; all of bfloat16's are, with fixed shapes and without."""
+    build(portable(bundle, precision=precision, fallback=True), quiet=False)
     said = capsys.readouterr().err
-    assert record.precision == precision and "not fused" not in said and "float32" not in said
-    assert ("attentions fused" in said) == (precision == "bf16")
+    assert "left out" not in said and "not fused" not in said and "float32" not in said
+    records = manifest_of(bundle).engines
+    networks = [record for record in records if record.weights is not None]
+    assert len(records) == 10 and {record.precision for record in networks} == {precision}
+    for label, count in (("unet 128x128", 20), ("unet dynamic", 20), ("text_encoder dynamic", 2)):
+        line = said.split(f"\n{label}")[1].split("\n")[1]
+        assert (f"{count} attentions fused" in line) == (precision == "bf16") == ("fused" in line)
 
 
 @pytest.mark.usefixtures("library")
