@@ -291,10 +291,10 @@ def test_seconds_for_people(value: float, text: str) -> None:
 
 def test_new_processes_are_sd_run_s(bundle: Bundle, request_: Request, tmp_path: Path) -> None:
     """With all that the request says, a prompt and a negative prompt that look like flags included."""
-    request = replace(request_, scheduler="euler", prompts=("--quiet",), negative_prompts=("-x",))
+    request = replace(request_, scheduler="euler", prompts=("-q",), negative_prompts=("-x",))
     run(cold_command(bundle.root, request, tmp_path / "x.png", "cpu", ["onnxruntime"]))
     told = read_parameters(tmp_path / "x.png")
-    assert (told.prompt, told.negative_prompt, told.seed) == ("--quiet", "-x", 3)
+    assert (told.prompt, told.negative_prompt, told.seed) == ("-q", "-x", 3)
     assert (told.num_inference_steps, told.width, told.height, told.scheduler) == (2, 64, 64, "Euler")
 
 
