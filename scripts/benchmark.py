@@ -19,7 +19,6 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from sd_runtime.bench.charts import Bar, bar_chart, standalone
 from sd_runtime.bench.cli import NAMES, add_picture, check_outputs, notes, picture
 from sd_runtime.bench.distribution import Distribution
 from sd_runtime.bench.machine import describe_machine, physical_cores, versions
-from sd_runtime.bench.processes import cold_command, run
+from sd_runtime.bench.processes import cold_command, installed, run
 from sd_runtime.cli.arguments import ArgumentParser
 from sd_runtime.cli.console import run_parsed
 from sd_runtime.cli.report_files import check_report, write_report
@@ -266,7 +265,7 @@ def warm_peer(settings: dict[str, Any]) -> Iterator[Callable[[str, int], dict[st
 def environment(settings: dict[str, Any]) -> dict[str, str]:
     """Of diffusers' process: as many threads as ours has, and the hub's files from the cache without asking the hub."""
     threads = str(settings["threads"])
-    return os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    return installed() | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def compare_pictures(one: Path, other: Path) -> float | None:

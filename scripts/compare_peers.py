@@ -36,6 +36,7 @@ from typing import Any
 
 from install_size import SIZES
 from sd_runtime.bench.machine import describe_machine, physical_cores
+from sd_runtime.bench.processes import installed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORKER = REPOSITORY / "scripts/peer_worker.py"
@@ -160,7 +161,7 @@ def make_environment(folder: Path, packages: list[str]) -> Path:
 
 def measure(python: str, peer: str, told: dict[str, Any]) -> Run:
     """Run a worker to its end.  SystemExit if it fails."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(told["threads"]), "HF_HUB_OFFLINE": "1"}
+    environment = installed() | {"OMP_NUM_THREADS": str(told["threads"]), "HF_HUB_OFFLINE": "1"}
     environment |= {"CI": "true"}  # else OpenVINO, imported by itself, reports that to its makers
     environment |= {"PYTHONPATH": str(REPOSITORY / "runtime")} if PEERS[peer] in ("ours", "openvino") else {}
     command = [python, str(WORKER), peer, json.dumps(told)]

@@ -52,12 +52,23 @@ def cold_command(
     return [sys.executable, "-c", SD_RUN, *words, *switches, "--", request.prompts[0]]
 
 
+def installed() -> dict[str, str]:
+    """The environment of a process whose packages are compiled once, as pip compiles what it installs.
+
+    Where bytecode is not written, every start of a clone compiles this package anew, and none of an installation."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(command: Sequence[object], environment: Mapping[str, str] | None = None) -> Cost:
-    """Run a program to its end.  SDError with the last line of its output if it fails."""
+    """Run a program to its end; None: in `installed`.  SDError with the last line of its output if it fails."""
     with tempfile.TemporaryFile() as output, GpuMemory() as gpu:
         started = time.perf_counter()
         process = subprocess.Popen(
-            [str(word) for word in command], env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            [str(word) for word in command],
+            env=installed() if environment is None else environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started

@@ -251,6 +251,9 @@ class Manifest:
                 raise BundleError(f"{MANIFEST}: file of {user}", got=path, accepted="one that `files` lists")
         return manifest
 
+    def engines_of(self, library: EngineLibrary) -> tuple[EngineRecord, ...]:
+        return tuple(record for record in self.engines if record.target.library == library)
+
     def _needed(self) -> Iterator[tuple[str, str]]:
         """(who needs it, a file's path in the bundle)"""
         for name, component in self.components.items():

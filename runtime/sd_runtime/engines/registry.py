@@ -9,20 +9,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..bundle.bundle import Bundle
+from ..bundle.manifest import EngineLibrary
 from ..errors import EngineError, UsageError
 from .backend import Backend, Machine
 
 
-def _tensorrt(bundle: Bundle, machine: Machine) -> Backend | None:
+def _tensorrt(bundle: Bundle, machine: Machine, library: EngineLibrary = "tensorrt") -> Backend | None:
+    if machine.device == "cpu" or not bundle.manifest.engines_of(library):
+        return None  # before anything is imported: a bundle without engines starts no slower for them
     from .tensorrt_.selection import open_tensorrt
 
-    return open_tensorrt(bundle, machine)
-
-
-def _tensorrt_rtx(bundle: Bundle, machine: Machine) -> Backend | None:
-    from .tensorrt_.selection import open_tensorrt
-
-    return open_tensorrt(bundle, machine, "tensorrt_rtx")
+    return open_tensorrt(bundle, machine, library)
 
 
 def _onnxruntime(bundle: Bundle, machine: Machine) -> Backend:
@@ -41,7 +38,7 @@ Opener = Callable[[Bundle, Machine], Backend | None]  # None, said aloud: it can
 
 BACKENDS: dict[str, Opener] = {
     "tensorrt": _tensorrt,
-    "tensorrt_rtx": _tensorrt_rtx,
+    "tensorrt_rtx": partial(_tensorrt, library="tensorrt_rtx"),
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "openvino-bf16": partial(_openvino, bfloat16=True),

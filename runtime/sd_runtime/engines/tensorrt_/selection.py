@@ -25,10 +25,8 @@ TEXT = "encoder_hidden_states"
 
 
 def open_tensorrt(bundle: Bundle, machine: Machine, library: EngineLibrary = "tensorrt") -> TensorRTBackend | None:
-    """A library's engines of a bundle that has some; if none fits, or not all that every picture needs, a warning says
-    why."""
-    if machine.device == "cpu" or not built_by(library, bundle.manifest):
-        return None
+    """A library's engines of a bundle that has some, not for the CPU; if none fits, or not all that every picture
+    needs, a warning says why."""
     unused = machine.on_cpu
     try:
         backend = TensorRTBackend.open(bundle, machine, library)
@@ -58,7 +56,7 @@ class TensorRTBackend:
         """DependencyError: no such library, or nothing to drive a GPU; EngineError: no GPU, or no engine for the UNet
         fits it: both sides are named."""
         library, gpu = TensorRT(name), machine.gpu()
-        here, records = current_target(library, gpu), built_by(name, bundle.manifest)
+        here, records = current_target(library, gpu), bundle.manifest.engines_of(name)
         fitting = tuple(record for record in records if why_unusable(record, bundle.manifest, here) is None)
         if not any(record.component == "unet" for record in fitting):
             reasons = [why_unusable(record, bundle.manifest, here) for record in records if record.component == "unet"]
@@ -102,7 +100,7 @@ class TensorRTBackend:
             missing = [form for form in CATALOGUE[name].forms if not self.records(name, form)]
             if name in manifest.components and missing and name not in self._reported:
                 self._reported.add(name)
-                known = [r for r in built_by(self._here.library, manifest) if r.component == name]
+                known = [r for r in manifest.engines_of(self._here.library) if r.component == name]
                 known = [record for record in known if requested_form(record.form) in missing]
                 why = [why_unusable(record, manifest, self._here) for record in known]
                 reason = next((text.split(" ", 1)[1] for text in why if text), "none was built")  # without its path
@@ -159,14 +157,9 @@ class TensorRTBackend:
         self._library.close()
 
 
-def built_by(library: EngineLibrary, manifest: Manifest) -> tuple[EngineRecord, ...]:
-    """The engines of a bundle that one of the libraries built."""
-    return tuple(record for record in manifest.engines if record.target.library == library)
-
-
 def stand_in(library: EngineLibrary, manifest: Manifest) -> str:
     """What is asked where a library has no engine."""
-    if library == "tensorrt" and built_by("tensorrt_rtx", manifest):
+    if library == "tensorrt" and manifest.engines_of("tensorrt_rtx"):
         return "TensorRT for RTX or ONNX Runtime"
     return "ONNX Runtime"
 
