@@ -55,7 +55,7 @@ def shapes(graph: Graph, width: int, height: int, rows: int, rows_vary: bool) ->
     """One size for every axis, but for the rows if they vary."""
     sides = {"width": width, "height": height, "latent_width": width // 8, "latent_height": height // 8}
     axes = {name: (side, side, side) for name, side in sides.items()}
-    axes["batch"] = (1 if rows_vary else rows, rows, rows)
+    axes["batch"] = axes["timesteps"] = (1 if rows_vary else rows, rows, rows)
     found = {}
     for spec in graph.inputs:
         tuned = {axis.symbol: (axis.opt,) * 3 for axis in spec.shape if not isinstance(axis, int)}

@@ -55,7 +55,7 @@ class NullEngine:
         batch, sides = Dim("batch", 1, 2, 32), (Dim("h", 1, 64, 128), Dim("w", 1, 64, 128))
         self.inputs = (
             TensorSpec("sample", "float32", (batch, 4, *sides)),
-            TensorSpec("timestep", "float32", (1,)),
+            TensorSpec("timestep", "float32", (Dim("timesteps", 1, 2, 32),)),
             TensorSpec("encoder_hidden_states", "float32", (batch, 77, 768)),
         )
         self.outputs = (TensorSpec("out_sample", "float32", (batch, 4, *sides)),)

@@ -163,7 +163,7 @@ def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> l
         shape = [sizes.get(axis.symbol, axis.min) if isinstance(axis, Dim) else axis for axis in spec.shape]
         feeds[spec.name] = random.standard_normal(shape, np.float32)
     if "timestep" in feeds:
-        feeds["timestep"] = np.array([501.5], np.float32)
+        feeds["timestep"][:] = 501.5
     if "input_ids" in feeds:
         feeds["input_ids"] = random.integers(0, 49407, feeds["input_ids"].shape)
         feeds["input_ids"][:, 20:] = 49407

@@ -24,6 +24,9 @@ MAX_CHUNKS = 16  # 77-token chunks of one prompt
 # them by chance: traced at an even latent size, a graph takes only multiples of 64 pixels.
 TRACE_BATCH, TRACE_HEIGHT, TRACE_WIDTH, TRACE_CHUNKS = 2, 17, 25, 2
 
+TIMESTEPS = "timesteps"  # axis of one number for each row of the batch, or of one number for all
+SPREAD = (TIMESTEPS,)  # axes that the graph spreads over the batch by itself: they are traced at 1, and vary
+
 
 @dataclass(frozen=True)
 class Signature:
@@ -84,6 +87,7 @@ def trace_shape(spec: TensorSpec, pixels: int) -> tuple[int, ...]:
         "batch": TRACE_BATCH,
         "latent_height": TRACE_HEIGHT,
         "latent_width": TRACE_WIDTH,
+        TIMESTEPS: 1,
         "height": TRACE_HEIGHT * pixels,
         "width": TRACE_WIDTH * pixels,
     }

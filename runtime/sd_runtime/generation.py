@@ -17,7 +17,6 @@ from .loop.host import Evaluated
 from .loop.placement import Denoiser
 from .networks.safety_checker import SafetyChecker
 from .networks.vae import Decoded
-from .noise import NoiseSource
 from .prepared import Prepared
 from .provenance import SAFETY_CHECKER, STOPPED
 from .request import Request
@@ -101,48 +100,20 @@ class Generation:
 
     def _run(self) -> Generator[Step | Batch]:
         """The whole flow of the latents, batch by batch."""
-        prepared, request, done = self.prepared, self.prepared.request, 0
+        prepared, done = self.prepared, 0
         for images in prepared.batches:
-            noise = NoiseSource([request.seeds[i] for i in images], request.rng)
-            first = self._first(images, noise)  # (B, C, h, w), the UNet's first input
-            prompts = [i // request.num_images_per_prompt for i in images]
-            hidden = prepared.embeddings.rows(prompts)  # (B or 2B, T, D)
-            batch = self._current = Batch(images, first)
-            denoiser = self._stages.denoiser(prepared.guidance)
-            with closing(denoiser(prepared.plan, first, hidden, prepared.guidance, noise)) as evaluations:
+            start = prepared.start(images)  # latents (B, C, h, w), encoder_hidden_states (B or 2B, T, D)
+            batch = self._current = Batch(images, start.latents)
+            denoiser, guidance = self._stages.denoiser(prepared.guidance), prepared.guidance
+            arguments = prepared.plan, start.latents, start.encoder_hidden_states, guidance, start.noise
+            with closing(denoiser(*arguments)) as evaluations:
                 for evaluated in evaluations:
                     batch.latents = evaluated.latents
                     batch.evaluations += 1
-                    yield self._step(done, images, evaluated)
+                    yield make_step(prepared, self._stages, images, evaluated, done)
                     done += 1
             self._current = None
             yield batch
-
-    def _step(self, done: int, images: range, evaluated: Evaluated) -> Step:
-        plan, k = self.prepared.plan, evaluated.index
-        return Step(
-            index=done,
-            total=len(self),
-            images=images,
-            timestep=evaluated.timestep,
-            sigma=float(plan.sigmas[k]),
-            model_input=evaluated.latents,
-            latent_scale=float(plan.latent_scales[k]),
-            preview_matrix=self._stages.preview_matrix,
-        )
-
-    def _first(self, images: range, noise: NoiseSource) -> Array:
-        """The latents (B, C, h, w) that a batch starts from.
-
-        With a picture to change, a seed's first noise samples the picture's latents and its second is laid on them."""
-        prepared, plan, shape = self.prepared, self.prepared.plan, self.prepared.latent
-        if prepared.posterior is not None:
-            rows = [prepared.inputs.row_of(prepared.request, i) for i in images]
-            clean = prepared.posterior.take(rows).sample(noise.draw(shape))
-            return np.float32(plan.start_signal) * clean + np.float32(plan.start_noise) * noise.draw(shape)
-        given = prepared.inputs.latents
-        unit = noise.draw(shape) if given is None else given[images.start : images.stop]
-        return unit * np.float32(plan.init_noise_scale)
 
     def _next(self) -> Step | Batch | None:
         """The next of the flow, timed; None at its end."""
@@ -200,37 +171,69 @@ class Generation:
         return self._result(self._begun(), decode=decode)
 
     def _result(self, batches: Sequence[Batch], *, decode: bool = True) -> Result:
-        """The pictures of batches that follow each other."""
-        latents = np.concatenate([batch.latents for batch in batches])  # (B, C, h, w)
-        images = range(batches[0].images.start, batches[-1].images.stop)
-        started = time.perf_counter()
-        decoded = self._stages.decode(latents, fast=self.request.fast_decoder) if decode else None  # (B, 3, H, W)
-        decode_seconds, started = time.perf_counter() - started, time.perf_counter()
-        checker, withheld = self._stages.safety_checker, None
-        if decoded is not None and checker is not None:
-            withheld = checker(decoded.samples)
-            decoded = decoded.blacked_out(withheld) if any(withheld) else decoded
-        check_seconds = time.perf_counter() - started
         seconds, self._seconds = self._seconds, (0.0, 0.0, 0.0)
-        evaluations = [batch.evaluations for batch in batches for _ in batch.images]
-        verdicts = withheld or [None] * len(images)
-        return Result(
-            request=self.request,
-            indices=images,
-            latents=latents,
-            decoded=decoded,
-            seeds=tuple(self.request.seeds[i] for i in images),
-            parameters=tuple(map(self._parameters, images, evaluations, verdicts)),
-            timings=Timings(*seconds, decode_seconds, check_seconds),
-            truncated=self.prepared.embeddings.truncated,
-            nsfw_content_detected=withheld,
-        )
+        return make_result(self.prepared, self._stages, batches, seconds, decode=decode)
 
-    def _parameters(self, image: int, evaluations: int, withheld: bool | None) -> Parameters:
-        """What repeats a picture, what the safety checker said, and that it was not finished where that is so."""
-        parameters, more = self._stages.parameters(image), dict[str, str]()
-        if withheld is not None:
-            more[SAFETY_CHECKER] = "blacked out" if withheld else "passed"
-        if evaluations < self.evaluations:
-            more[STOPPED] = f"{evaluations} of {self.evaluations} steps"
-        return replace(parameters, extra=parameters.extra | more)
+
+def make_step(prepared: Prepared, stages: Stages, images: range, evaluated: Evaluated, done: int) -> Step:
+    """What callers see of an evaluation; `done` evaluations of the request were before it."""
+    plan, k = prepared.plan, evaluated.index
+    return Step(
+        index=done,
+        total=len(prepared.batches) * len(plan),
+        images=images,
+        timestep=evaluated.timestep,
+        sigma=float(plan.sigmas[k]),
+        model_input=evaluated.latents,
+        latent_scale=float(plan.latent_scales[k]),
+        preview_matrix=stages.preview_matrix,
+    )
+
+
+def make_result(
+    prepared: Prepared,
+    stages: Stages,
+    batches: Sequence[Batch],
+    seconds: tuple[float, float, float],
+    *,
+    decode: bool = True,
+) -> Result:
+    """The pictures of batches that follow each other; `seconds` for prompts, pictures to change, and denoising.
+
+    NumericalError rather than a black picture."""
+    request, latents = prepared.request, np.concatenate([batch.latents for batch in batches])  # (B, C, h, w)
+    images = range(batches[0].images.start, batches[-1].images.stop)
+    started = time.perf_counter()
+    decoded = stages.decode(latents, fast=request.fast_decoder) if decode else None  # (B, 3, H, W)
+    decode_seconds, started = time.perf_counter() - started, time.perf_counter()
+    withheld = None
+    if decoded is not None and stages.safety_checker is not None:
+        withheld = stages.safety_checker(decoded.samples)
+        decoded = decoded.blacked_out(withheld) if any(withheld) else decoded
+    check_seconds = time.perf_counter() - started
+    evaluations = [batch.evaluations for batch in batches for _ in batch.images]
+    verdicts = withheld or [None] * len(images)
+    return Result(
+        request=request,
+        indices=images,
+        latents=latents,
+        decoded=decoded,
+        seeds=tuple(request.seeds[i] for i in images),
+        parameters=tuple(
+            _parameters(stages.parameters(image), done, len(prepared.plan), verdict)
+            for image, done, verdict in zip(images, evaluations, verdicts, strict=True)
+        ),
+        timings=Timings(*seconds, decode_seconds, check_seconds),
+        truncated=prepared.embeddings.truncated,
+        nsfw_content_detected=withheld,
+    )
+
+
+def _parameters(parameters: Parameters, evaluations: int, wanted: int, withheld: bool | None) -> Parameters:
+    """What repeats a picture, what the safety checker said, and that it was not finished where that is so."""
+    more = dict[str, str]()
+    if withheld is not None:
+        more[SAFETY_CHECKER] = "blacked out" if withheld else "passed"
+    if evaluations < wanted:
+        more[STOPPED] = f"{evaluations} of {wanted} steps"
+    return replace(parameters, extra=parameters.extra | more)

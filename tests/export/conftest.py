@@ -45,13 +45,14 @@ class Traced:
         """Random inputs; `sizes` gives the varying axes by symbol."""
         random = np.random.default_rng(seed)
         feeds: dict[str, Array] = {}
+        sizes = {"timesteps": 1} | sizes
         for spec in self.signature.inputs:
             shape = [sizes[axis.symbol] if isinstance(axis, Dim) else axis for axis in spec.shape]
             if spec.name == "input_ids":
                 feeds[spec.name] = random.integers(0, END_OF_TEXT, shape)
                 feeds[spec.name][:, -3:] = END_OF_TEXT
             elif spec.name == "timestep":
-                feeds[spec.name] = np.array([417.25], np.float32)
+                feeds[spec.name] = np.full(shape, 417.25, np.float32)
             else:
                 feeds[spec.name] = random.standard_normal(shape, np.float32)
         return feeds

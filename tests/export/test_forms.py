@@ -64,7 +64,14 @@ def bundle(precision: Precision, demo_bundle: Path, tmp_path_factory: pytest.Tem
 def feeds(graph: Graph, height: int = 10, width: int = 13) -> dict[str, Array]:
     """Random inputs at sizes that the graph was not traced at."""
     random = np.random.default_rng(7)
-    sizes = {"batch": 2, "latent_height": height, "latent_width": width, "height": 8 * height, "width": 8 * width}
+    sizes = {
+        "batch": 2,
+        "timesteps": 2,
+        "latent_height": height,
+        "latent_width": width,
+        "height": 8 * height,
+        "width": 8 * width,
+    }
     values: dict[str, Array] = {}
     for spec in graph.inputs:
         shape = [axis if isinstance(axis, int) else sizes.get(axis.symbol, axis.min) for axis in spec.shape]

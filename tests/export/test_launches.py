@@ -71,7 +71,7 @@ def count(path: Path, form: str, sizes: Mapping[str, tuple[int, int]]) -> Accoun
 def latents(rows: tuple[int, int], side: int) -> dict[str, tuple[int, int]]:
     sides = dict.fromkeys(("latent_height", "latent_width"), (side, side))
     pixels = dict.fromkeys(("height", "width"), (8 * side, 8 * side))
-    return {"batch": rows, "sequence_length": (77, 77), **sides, **pixels}
+    return {"batch": rows, "timesteps": rows, "sequence_length": (77, 77), **sides, **pixels}
 
 
 @pytest.mark.parametrize("name", MOST)

@@ -70,6 +70,20 @@ def test_unet_takes_fractional_timesteps(traced: Callable[..., Any]) -> None:
     assert not np.allclose(outputs[0.0], outputs[0.5])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_row_of_the_unet_has_a_timestep_of_its_own(traced: Callable[..., Any], precision: str) -> None:
+    """Rows at different steps share a call, and each is what it is alone; one timestep serves all rows, too."""
+    network = traced("unet", precision)
+    feeds = network.feeds(with_pixels({**SHAPES[0], "batch": 3, "timesteps": 3}))
+    feeds["timestep"] = np.array([981.0, 500.25, 1.0], np.float32)
+    together = network.run(feeds)["out_sample"]
+    for row in range(3):
+        alone = network.run({name: values[row : row + 1] for name, values in feeds.items()})["out_sample"]
+        assert relative_error(together[row : row + 1], alone) < (1e-5 if precision == "fp32" else 2e-3)
+    same = network.run(feeds | {"timestep": np.full(3, 7.5, np.float32)})["out_sample"]
+    assert np.array_equal(same, network.run(feeds | {"timestep": np.full(1, 7.5, np.float32)})["out_sample"])
+
+
 def assert_parity(network: Any, sizes: dict[str, int], limit: float) -> None:
     feeds = network.feeds(with_pixels(sizes))
     expected, got = network.reference(feeds), network.run(feeds)

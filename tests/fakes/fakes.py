@@ -22,7 +22,7 @@ class FakeUNet:
         self.timesteps: list[float] = []
         self.inputs = (
             TensorSpec("sample", "float32", SAMPLE),
-            TensorSpec("timestep", "float32", (1,)),
+            TensorSpec("timestep", "float32", (Dim("timesteps", 1, 2, 8),)),
             TensorSpec("encoder_hidden_states", "float32", (BATCH, Dim("sequence_length", 1, 77, 770), 8)),
         )
         self.outputs = (TensorSpec("out_sample", "float32", SAMPLE),)

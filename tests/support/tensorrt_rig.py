@@ -45,7 +45,7 @@ def exact_range(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, ShapeRange]:
 def unet_shapes(rows: int, height: int = 8, width: int = 9, tokens: int = TOKENS) -> dict[str, tuple[int, ...]]:
     return {
         "sample": (rows, CHANNELS, height, width),
-        "timestep": (1,),
+        "timestep": (rows,),
         "encoder_hidden_states": (rows, tokens, WIDTH),
     }
 

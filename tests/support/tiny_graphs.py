@@ -16,17 +16,19 @@ from sd_runtime.tensor import Dim, TensorSpec
 CHANNELS, TOKENS, WIDTH = 4, 7, 8
 ROWS, HEIGHT, WIDTH_CELLS = Dim("batch", 1, 2, 8), Dim("latent_height", 4, 8, 16), Dim("latent_width", 4, 8, 16)
 SAMPLE = (ROWS, CHANNELS, HEIGHT, WIDTH_CELLS)
+TIMESTEPS = Dim("timesteps", 1, 2, 8)
 
 # Depends on every input, differs between rows through the text, and has a weight.
 UNET = """
 <ir_version: 8, opset_import: ["": 17]>
-unet (float[R, 4, h, w] sample, float[1] timestep, float[R, T, 8] encoder_hidden_states)
+unet (float[R, 4, h, w] sample, float[N] timestep, float[R, T, 8] encoder_hidden_states)
     => (float[R, 4, h, w] out_sample)
 <float slope = {0.7}, float pace = {0.002}, int64[4] spread = {-1, 1, 1, 1}>
 {
     means = ReduceMean<axes = [1, 2]>(encoder_hidden_states)
     text = Reshape(means, spread)
-    hurried = Mul(timestep, pace)
+    hurry = Mul(timestep, pace)
+    hurried = Reshape(hurry, spread)
     steep = Mul(sample, slope)
     shifted = Add(steep, hurried)
     turned = Add(shifted, text)
@@ -41,7 +43,7 @@ def unet_graph() -> onnx.ModelProto:
 
 def unet_signature(path: str = "unet/model.onnx") -> Graph:
     text = TensorSpec("encoder_hidden_states", "float32", (ROWS, Dim("sequence_length", 1, TOKENS, 77), WIDTH))
-    inputs = (TensorSpec("sample", "float32", SAMPLE), TensorSpec("timestep", "float32", (1,)), text)
+    inputs = (TensorSpec("sample", "float32", SAMPLE), TensorSpec("timestep", "float32", (TIMESTEPS,)), text)
     return Graph(path, inputs, (TensorSpec("out_sample", "float32", SAMPLE),))
 
 

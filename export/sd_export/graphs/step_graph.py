@@ -1,21 +1,25 @@
 """The sampler step as a small ONNX graph, so that denoising never leaves the GPU.
 
 A sampling plan is a table: after evaluation k of the UNet, state ← coefficients[k] @ [state, model output, noise].  The
-graph takes row k of that table from the GPU's memory, applies it, prepares the UNet's next input, and counts k itself,
-so that UNet and step can be captured as one CUDA graph and replayed E times with nothing to change in between.
+graph takes each picture's row k of that table from the GPU's memory, applies it, prepares the UNet's next input, and
+counts k itself, so that UNet and step can be captured as one CUDA graph and replayed E times with nothing to change in
+between.
 
-    state          (S, B, C, h, w) float32   what the sampler remembers; state[0] is the UNet's next input
+    state          (B, S, C, h, w) float32   what the sampler remembers; state[:, 0] is the UNet's next input
     model_output   (R, C, h, w)    float32   the UNet's: R = 2 B rows, the negative prompts' first, or R = B unguided
     noise          (B, C, h, w)    float32   fresh noise, where the plan takes any; else its coefficients are 0
-    coefficients   (E, S, S + 2)   float32   the plan's table
-    timesteps      (E + 1,)        float32   the plan's, and one more (any) for the step after the last
-    guidance_scale (1,)            float32   in the guided form only
-    index          (1,)            int32     k
+    coefficients   (E, S, S + 2)   float32   the plan's table, or those of several plans one after the other
+    timesteps      (E + 1,)        float32   the same rows, and one more (any) for the step after the last
+    guidance_scale (B,)            float32   in the guided form only
+    index          (B,)            int32     each picture's row k of the table
     →
-    next_state     (S, B, C, h, w) float32   after the last evaluation, next_state[0] is the final latent
-    next_sample    (R, C, h, w)    float32   the UNet's next input: next_state[0], twice when guided
-    next_timestep  (1,)            float32   timesteps[k + 1]
-    next_index     (1,)            int32     k + 1
+    next_state     (B, S, C, h, w) float32   after the last evaluation, next_state[:, 0] is the final latent
+    next_sample    (R, C, h, w)    float32   the UNet's next input: next_state[:, 0], twice when guided
+    next_timestep  (R,)            float32   timesteps[k + 1] of each row's picture
+    next_index     (B,)            int32     k + 1
+
+A picture is a slot: its state, its place in the table and its guidance scale are its own, so that pictures of different
+requests, samplers and steps share an evaluation.
 
 All of it lives in opset 17 with 32-bit integers, which TensorRT 8.5 parses as well as TensorRT 11; nothing has a shape
 of rank 0.  Build it without TF32: its one matrix product carries the latents.
@@ -41,44 +45,55 @@ MAX_EVALUATIONS = 2048  # 1000 steps of a sampler that evaluates the UNet twice 
 # Classifier-free guidance: Ho & Salimans 2022, arXiv 2207.12598, equation 6 with guidance_scale = 1 + w.
 _GUIDED = (
     """
-    halves = Reshape(model_output, two_rows)                 # (2, X), X = B·C·h·w
-    negative, positive = Split<axis = 0>(halves)             # (1, X) each
+    halves = Reshape(model_output, two_rows)                 # (2, B·C·h·w)
+    first, second = Split<axis = 0>(halves)
+    one_each = Shape(noise)
+    negative = Reshape(first, one_each)                      # (B, C, h, w)
+    positive = Reshape(second, one_each)
     difference = Sub(positive, negative)
-    scaled = Mul(difference, guidance_scale)
-    prediction = Add(negative, scaled)                       # (1, X)
+    scale = Unsqueeze(guidance_scale, inner)                 # (B, 1, 1, 1)
+    scaled = Mul(difference, scale)
+    prediction = Add(negative, scaled)                       # (B, C, h, w)
     """,
-    "next_sample = Concat<axis = 0>(latents, latents)            # (2 B, C, h, w)",
+    """
+    next_sample = Concat<axis = 0>(latents, latents)         # (2 B, C, h, w)
+    next_timestep = Concat<axis = 0>(timestep, timestep)     # (2 B,)
+    """,
 )
 _PLAIN = (
-    "prediction = Reshape(model_output, one_row)                 # (1, X)",
-    "next_sample = Identity(latents)                             # (B, C, h, w)",
+    "prediction = Identity(model_output)                         # (B, C, h, w)",
+    """
+    next_sample = Identity(latents)                          # (B, C, h, w)
+    next_timestep = Identity(timestep)                       # (B,)
+    """,
 )
 
 _STEP = """
 <ir_version: 8, opset_import: ["": 17]>
 {form} (
-    float[S, B, {channels}, h, w] state, float[{rows}, {channels}, h, w] model_output,
-    float[B, {channels}, h, w] noise, float[E, S, T] coefficients, float[F] timesteps, {guidance} int32[1] index
+    float[B, S, {channels}, h, w] state, float[{rows}, {channels}, h, w] model_output,
+    float[B, {channels}, h, w] noise, float[E, S, T] coefficients, float[F] timesteps, {guidance} int32[B] index
 ) => (
-    float[S, B, {channels}, h, w] next_state, float[{rows}, {channels}, h, w] next_sample,
-    float[1] next_timestep, int32[1] next_index
+    float[B, S, {channels}, h, w] next_state, float[{rows}, {channels}, h, w] next_sample,
+    float[{rows}] next_timestep, int32[B] next_index
 )
-<int64[2] one_row = {{1, -1}}, int64[2] two_rows = {{2, -1}}, int64[2] each_row = {{0, -1}},
- int64[1] zeroth = {{0}}, int32[1] one = {{1}}>
+<int64[2] two_rows = {{2, -1}}, int64[3] flat = {{0, 0, -1}}, int64[3] inner = {{1, 2, 3}},
+ int64[1] zeroth = {{0}}, int64[1] second_axis = {{1}}, int32[1] one = {{1}}>
 {{
     {combine}
-    fresh = Reshape(noise, one_row)                          # (1, X)
-    history = Reshape(state, each_row)                       # (S, X)
-    terms = Concat<axis = 0>(history, prediction, fresh)     # (S + 2, X)
-    row = Gather<axis = 0>(coefficients, index)              # (1, S, S + 2)
-    advanced = MatMul(row, terms)                            # (1, S, X)
+    predicted = Unsqueeze(prediction, second_axis)           # (B, 1, C, h, w)
+    fresh = Unsqueeze(noise, second_axis)                    # (B, 1, C, h, w)
+    sources = Concat<axis = 1>(state, predicted, fresh)      # (B, S + 2, C, h, w)
+    terms = Reshape(sources, flat)                           # (B, S + 2, C·h·w)
+    row = Gather<axis = 0>(coefficients, index)              # (B, S, S + 2)
+    advanced = MatMul(row, terms)                            # (B, S, C·h·w)
     shape = Shape(state)
-    next_state = Reshape(advanced, shape)                    # (S, B, C, h, w)
-    newest = Gather<axis = 0>(next_state, zeroth)            # (1, B, C, h, w)
-    latents = Squeeze(newest, zeroth)                        # (B, C, h, w)
-    {spread}
+    next_state = Reshape(advanced, shape)                    # (B, S, C, h, w)
+    newest = Gather<axis = 1>(next_state, zeroth)            # (B, 1, C, h, w)
+    latents = Squeeze(newest, second_axis)                   # (B, C, h, w)
     next_index = Add(index, one)
-    next_timestep = Gather<axis = 0>(timesteps, next_index)
+    timestep = Gather<axis = 0>(timesteps, next_index)       # (B,)
+    {spread}
 }}
 """
 
@@ -106,7 +121,7 @@ def step_graph(sizes: Sizes, *, guided: bool) -> onnx.ModelProto:
         form="guided" if guided else "plain",
         channels=sizes.channels,
         rows="R" if guided else "B",
-        guidance="float[1] guidance_scale," if guided else "",
+        guidance="float[B] guidance_scale," if guided else "",
         combine=combine,
         spread=spread,
     )
@@ -128,21 +143,21 @@ def step_signature(sizes: Sizes, *, guided: bool) -> Signature:
     terms = Dim("state + 2", state.min + 2, state.opt + 2, state.max + 2)
     timesteps = Dim("evaluations + 1", evaluations.min + 1, evaluations.opt + 1, evaluations.max + 1)
     inputs = {
-        "state": ("float32", (state, batch, *image)),
+        "state": ("float32", (batch, state, *image)),
         "model_output": ("float32", (rows, *image)),
         "noise": ("float32", (batch, *image)),
         "coefficients": ("float32", (evaluations, state, terms)),
         "timesteps": ("float32", (timesteps,)),
-        "guidance_scale": ("float32", (1,)),
-        "index": ("int32", (1,)),
+        "guidance_scale": ("float32", (batch,)),
+        "index": ("int32", (batch,)),
     }
     if not guided:
         del inputs["guidance_scale"]
     outputs = {
-        "next_state": ("float32", (state, batch, *image)),
+        "next_state": ("float32", (batch, state, *image)),
         "next_sample": ("float32", (rows, *image)),
-        "next_timestep": ("float32", (1,)),
-        "next_index": ("int32", (1,)),
+        "next_timestep": ("float32", (rows,)),
+        "next_index": ("int32", (batch,)),
     }
     return Signature(_specs(inputs), _specs(outputs))
 

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import onnx_ir as ir
 import torch
@@ -19,7 +20,7 @@ from sd_runtime.errors import ExportError, one_line
 from sd_runtime.tensor import Dim, TensorSpec
 from torch import nn
 
-from ..signature import Signature, trace_shape
+from ..signature import SPREAD, Signature, trace_shape
 
 OPSET = 23  # the first with Attention; GroupNormalization and Gelu are whole operators too
 
@@ -65,7 +66,12 @@ def _example(spec: TensorSpec, pixels: int) -> torch.Tensor:
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, str]:
-    return {axis: size.symbol for axis, size in enumerate(spec.shape) if isinstance(size, Dim)}
+    return {axis: size.symbol for axis, size in enumerate(spec.shape) if _varies(size)}
+
+
+def _varies(axis: int | Dim) -> TypeGuard[Dim]:
+    """Whether an axis varies in the trace, too: torch would bind one that is spread over the batch to the batch."""
+    return isinstance(axis, Dim) and axis.symbol not in SPREAD
 
 
 @contextmanager
@@ -91,7 +97,7 @@ def _fix_edge(graph: ir.Graph, signature: Signature) -> None:
         for value, spec in zip(values, specs, strict=True):
             traced = tuple(value.shape or ())
             fits = len(traced) == len(spec.shape) and all(
-                isinstance(got, ir.SymbolicDim) if isinstance(axis, Dim) else got == axis
+                isinstance(got, ir.SymbolicDim) if _varies(axis) else got == (1 if isinstance(axis, Dim) else axis)
                 for got, axis in zip(traced, spec.shape, strict=True)
             )
             if value.name != spec.name or not fits or value.dtype != ir.DataType[DTYPES[spec.dtype]]:

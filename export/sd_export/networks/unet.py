@@ -1,6 +1,6 @@
 """The denoiser, a UNet2DConditionModel.
 
-sample (batch, 4, h, w), timestep (1,), encoder_hidden_states (batch, sequence_length, D)
+sample (batch, 4, h, w), timestep (batch,) or (1,), encoder_hidden_states (batch, sequence_length, D)
 and, of a latent consistency model, timestep_cond (batch, G)                  → out_sample (batch, 4, h, w)
 """
 
@@ -13,7 +13,7 @@ import torch
 from sd_runtime.tensor import Dim, TensorSpec
 from torch import Tensor, nn
 
-from ..signature import MAX_CHUNKS, MAX_IMAGES, Signature, Sizes
+from ..signature import MAX_CHUNKS, MAX_IMAGES, TIMESTEPS, Signature, Sizes
 from ..source import Checkpoint
 from .base import Network
 from .loading import build, fill, state_dict
@@ -49,8 +49,8 @@ def load_unet(checkpoint: Checkpoint) -> Any:
 
 
 def unet_signature(sizes: Sizes) -> Signature:
-    """A guided picture takes two rows of the batch.  `timestep` is one number for the whole batch; like the samplers'
-    it may have a fraction."""
+    """A guided picture takes two rows of the batch.  `timestep` is a number for each row, so that pictures at different
+    steps share an evaluation, or one for the whole batch; like the samplers' it may have a fraction."""
     batch = Dim("batch", 1, 2, 2 * MAX_IMAGES)
     latents = (batch, sizes.channels, *sizes.latent_axes())
     sequence = Dim("sequence_length", sizes.positions, sizes.positions, MAX_CHUNKS * sizes.positions)
@@ -58,7 +58,7 @@ def unet_signature(sizes: Sizes) -> Signature:
     return Signature(
         inputs=(
             TensorSpec("sample", "float32", latents),
-            TensorSpec("timestep", "float32", (1,)),
+            TensorSpec("timestep", "float32", (Dim(TIMESTEPS, 1, 2, 2 * MAX_IMAGES),)),
             TensorSpec("encoder_hidden_states", "float32", (batch, sequence, sizes.width)),
             *guidance,
         ),

@@ -230,7 +230,7 @@ class _Planner:
             return low, tuned, high
 
         latent = {"latent_width": cells(width), "latent_height": cells(height)}
-        return {"batch": rows, "width": width, "height": height, **latent}
+        return {"batch": rows, "timesteps": rows, "width": width, "height": height, **latent}
 
     def _engine(
         self, component: str, axes: Mapping[str, Range], shape: str, form: str | None = None

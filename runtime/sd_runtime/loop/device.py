@@ -124,7 +124,7 @@ class DeviceLoop:
             images, rows, table = (shape.images, *shape.latent), (shape.rows, *shape.latent), shape.evaluations
             self._network = {
                 "sample": tensor(unet, "sample", *rows),
-                "timestep": tensor(unet, "timestep", 1),
+                "timestep": tensor(unet, "timestep", shape.rows),
                 "encoder_hidden_states": tensor(unet, "encoder_hidden_states", shape.rows, *shape.text),
                 "out_sample": tensor(unet, "out_sample", *rows),
             }
@@ -136,9 +136,9 @@ class DeviceLoop:
                 "timesteps": tensor(step, "timesteps", table + 1),
             }
             if shape.form == "guided":
-                self._tables["guidance_scale"] = tensor(step, "guidance_scale", 1)
-            self._states = [tensor(step, "state", shape.state, *images) for _ in range(2)]
-            self._indices = [tensor(step, "index", 1) for _ in range(2)]
+                self._tables["guidance_scale"] = tensor(step, "guidance_scale", shape.images)
+            self._states = [tensor(step, "state", shape.images, shape.state, *shape.latent) for _ in range(2)]
+            self._indices = [tensor(step, "index", shape.images) for _ in range(2)]
             network = closing(unet.prepare(self._network))
             steps = [closing(step.prepare(self._step_tensors(parity))) for parity in range(2)]
             self._evaluations = [closing(unet.device.record([network, advance])) for advance in steps]
@@ -179,16 +179,17 @@ class DeviceLoop:
         """Upload what the whole run needs."""
         sample, timesteps = self._network["sample"], plan.timesteps.astype(np.float32)
         sample.write(np.concatenate([latents] * (sample.shape[0] // len(latents))))
-        self._network["timestep"].write(timesteps[:1])
+        self._network["timestep"].write(np.full(sample.shape[0], timesteps[0]))
         self._network["encoder_hidden_states"].write(encoder_hidden_states)
         for name, embedded in guidance.inputs(len(encoder_hidden_states)).items():
             self._network[name].write(embedded)
-        self._states[0].write(plan.initial_state(latents).reshape(self._states[0].shape))
-        self._indices[0].write(np.zeros(1, np.int32))
-        for name, values in (("coefficients", plan.coefficients.astype(np.float32)), ("timesteps", timesteps)):
+        state = plan.initial_state(latents).reshape(-1, *latents.shape)  # (S, B, C, h, w)
+        self._states[0].write(np.ascontiguousarray(state.swapaxes(0, 1)))
+        self._indices[0].write(np.zeros(len(latents), np.int32))
+        for name, values in (("coefficients", plan.table(plan.coefficients.shape[1])), ("timesteps", timesteps)):
             self._tables[name].write(padded_rows(values, self._tables[name].shape[0]))
         if "guidance_scale" in self._tables:
-            self._tables["guidance_scale"].write(np.array([guidance.scale], np.float32))
+            self._tables["guidance_scale"].write(np.full(len(latents), guidance.scale, np.float32))
 
     def _queue(self, index: int, drawn: Array | None, images: int) -> Pending:
         """Queue an evaluation, its noise before it, and a copy of the latents (B, C, h, w) after it."""

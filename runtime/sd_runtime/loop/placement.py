@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from ..bundle.bundle import Bundle
 from ..engines.device import DeviceEngine
 from ..engines.engines import Engines
+from ..engines.protocol import Engine
 from ..errors import DependencyError
 from ..networks.vae import Decoded, check_finite, decode
 from ..noise import NoiseSource
 from ..notices import warn
 from ..sampling import SamplingPlan
-from ..tensor import Array
+from ..tensor import Array, Dim
 from .guidance import Guidance
 from .host import Evaluated, denoise
 
@@ -41,8 +42,8 @@ class Loops:
     def most_pictures(self) -> int:
         """For which the sampler step has a state at once, in bundles that have one."""
         step = self._bundle.manifest.components.get("sampler_step")
-        states = [] if step is None else [spec for spec in step.graph().inputs if spec.name == "state"]
-        return min((state.ranges[1][1] for state in states), default=sys.maxsize)
+        axes = [] if step is None else [axis for spec in step.graph().inputs for axis in spec.shape]
+        return min((axis.max for axis in axes if isinstance(axis, Dim) and axis.symbol == "batch"), default=sys.maxsize)
 
     def denoiser(self, guidance: Guidance) -> Denoiser:
         """The denoising loop: on the device if all that it takes is there and guidance is linear, else the host's."""
@@ -70,11 +71,9 @@ class Loops:
         engines = self._on_one_device(DENOISER)
         if engines is None:
             return None
-        if "noise" not in {spec.name for spec in engines[1].inputs}:
+        if not takes_slots(engines[1]):
             again = self._bundle.export_again
-            warn(
-                f"the bundle's sampler step is that of version 0.1.0: the host leads the loop, which is slower; {again}"
-            )
+            warn(f"the bundle's sampler step is an older version's: the host leads the loop, which is slower; {again}")
             return None
         from .device import DeviceDenoiser
 
@@ -110,3 +109,8 @@ class Loops:
         for name in ("_device_denoiser", "_device_decoder"):
             if self.__dict__.get(name) is not None:
                 self.__dict__.pop(name).close()
+
+
+def takes_slots(step: Engine) -> bool:
+    """Whether a sampler step has a place in the table for each picture; before 0.2.0 there was one for all."""
+    return any(spec.name == "index" and isinstance(spec.shape[0], Dim) for spec in step.inputs)

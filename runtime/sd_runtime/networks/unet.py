@@ -1,6 +1,6 @@
 """The UNet: noisy latents, a timestep and the prompt's hidden states → the prediction that samplers step by.
 
-sample (R, C, h, w), timestep (1,), encoder_hidden_states (R, T, D) float32       → out_sample (R, C, h, w)
+sample (R, C, h, w), timestep (R,) or (1,), encoder_hidden_states (R, T, D) float32 → out_sample (R, C, h, w)
 timestep_cond (R, G) float32, where the network was trained to guide itself (latent consistency models)
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..engines.protocol import Engine
-from ..tensor import Array
+from ..tensor import Array, Dim
 
 
 def sample_ranges(unet: Engine) -> tuple[tuple[int, int], ...]:
@@ -20,6 +20,11 @@ def sample_ranges(unet: Engine) -> tuple[tuple[int, int], ...]:
 def most_positions(unet: Engine) -> int:
     """The most tokens of a prompt, T, that the network attends to."""
     return next(spec for spec in unet.inputs if spec.name == "encoder_hidden_states").ranges[1][1]
+
+
+def takes_timestep_per_row(unet: Engine) -> bool:
+    """Whether each row has a timestep of its own; bundles of version 0.1.0 take one for all rows."""
+    return isinstance(next(spec for spec in unet.inputs if spec.name == "timestep").shape[0], Dim)
 
 
 def guidance_width(unet: Engine) -> int | None:

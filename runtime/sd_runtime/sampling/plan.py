@@ -82,6 +82,15 @@ class SamplingPlan:
                 row += scratch
         return after
 
+    def table(self, states: int) -> Array:
+        """(E, states, states + 2) float32: `coefficients` for a state of at least S tensors, the rest of which stay 0;
+        the last two columns are the network's output and fresh noise in any case."""
+        own = self.coefficients.shape[1]
+        table = np.zeros((len(self), states, states + 2), np.float32)
+        table[:, :own, :own] = self.coefficients[..., :own]
+        table[:, :own, states:] = self.coefficients[..., own:]
+        return table
+
     @cached_property
     def _terms(self) -> list[list[Terms]]:
         return [

@@ -24,7 +24,8 @@ from as_onnx import FLOAT, HALF, INT32, Json, as_onnx
 GRAPHS = ("*/model_trt-legacy.onnx", "sampler_step/*.onnx", "pixels/*.onnx")
 MARK = "@float32"  # sd_export.tensorrt_.plan.FLOAT32
 FREE = ("identity", "constant", "shuffle")  # kinds of layers that are not computed in any precision
-SIZES = {"batch": 2, "B": 2, "S": 2, "T": 4, "R": 4, "N": 3, "E": 5, "F": 6, "h": 8, "w": 12, "sequence_length": 154}
+SIZES = {"batch": 2, "timesteps": 2, "sequence_length": 154, "N": 3, "E": 5, "F": 6, "h": 8, "w": 12}
+SIZES |= {"B": 2, "S": 2, "T": 4, "R": 4}
 SIDES = {"latent_height": 16, "latent_width": 24, "height": 64, "width": 96, "H": 16, "W": 24}
 LIMITS = {FLOAT: 1e-5, HALF: 2e-2}  # |parsed - graph| / |graph|
 
