@@ -1,7 +1,10 @@
 """Export a checkpoint of Stable Diffusion 1.5's true sizes (random weights), and measure what that takes and gives:
 time and peak memory of the export, each component against torch at a shape other than the traced one, one picture.
 
-    python scripts/true_size.py [--folder DIR] [--precision fp32 fp16]
+    python scripts/true_size.py [--folder DIR] [--precision fp32 fp16] [--tensorrt rtx]
+
+With --tensorrt rtx, engines of TensorRT for RTX are built from each bundle instead, without a GPU: a row of a table for
+each says how long that took, how much memory, and what the builder says of the engine.
 
 Needs about 8 GB of memory and, for both precisions, 10 GB of disk in --folder (default: a temporary one); 5 to 15
 minutes on two cores.  Exit code 1 if a limit is exceeded.
@@ -15,15 +18,23 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sd_export.tensorrt_.plan import EngineBuild
+    from sd_runtime.bundle.manifest import EnginePrecision
 
 MEMORY_LIMIT = 8e9  # bytes resident at the peak of an export
 CELLS = 32  # latent height and width of the comparison: 256 × 256 pixels
 LIMITS = {"fp32": 1e-5, "fp16": 3e-3}  # relative errors
+ENGINE_PRECISIONS: dict[str, tuple[EnginePrecision, ...]] = {
+    "fp32": ("fp32", "bf16"),
+    "fp16": ("fp16",),
+}  # of a bundle's engines
 DECODER_CELLS = 64  # the decoder's float32 limit grows with the side of the picture: 1e-5 at 8 × 8 cells
 
 
@@ -41,15 +52,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keeps the checkpoint and the bundles; a second run reuses them")
     parser.add_argument("--precision", nargs="+", choices=tuple(LIMITS), default=["fp32"])
+    parser.add_argument("--tensorrt", choices=("rtx",), help="build engines instead of comparing networks with torch")
     args = parser.parse_args()
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
-        return measure(args.folder, args.precision)
+        return measure(args.folder, args.precision, engines=args.tensorrt is not None)
     with tempfile.TemporaryDirectory() as folder:
-        return measure(Path(folder), args.precision)
+        return measure(Path(folder), args.precision, engines=args.tensorrt is not None)
 
 
-def measure(folder: Path, precisions: list[str]) -> int:
+def measure(folder: Path, precisions: list[str], *, engines: bool) -> int:
     """Print one line a measurement; 1 if one is over its limit."""
     checkpoint = folder / "checkpoint"
     if not (checkpoint / "model_index.json").exists():
@@ -61,6 +73,9 @@ def measure(folder: Path, precisions: list[str]) -> int:
         _, peak = isolated(export_all, checkpoint, bundle, precision)
         good &= peak < MEMORY_LIMIT
         print(f"{precision} export: {time.perf_counter() - start:.0f} s, peak memory {peak / 1e9:.2f} GB", flush=True)
+        if engines:
+            build_engines(bundle, ENGINE_PRECISIONS[precision])
+            continue
         for component in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):
             differences, _ = isolated(compare, checkpoint, bundle, component, precision)
             for d in differences:
@@ -143,6 +158,52 @@ def export_all(checkpoint: Path, bundle: Path, precision: Literal["fp32", "fp16"
     from sd_export.options import ExportOptions
 
     export(ExportOptions(str(checkpoint), output=bundle, precision=precision), quiet=False)
+
+
+def build_engines(bundle: Path, precisions: Sequence[EnginePrecision]) -> None:
+    """Print a row for each network's engines: exact ones for 512 × 512 pixels, whose UNet takes 1 or 2 rows, and
+    dynamic ones.  Each is built in a process of its own, and thrown away."""
+    print("| engine | form | build | peak memory | engine | launches | read and written | fused | activations |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    for precision in precisions:
+        labels, _ = isolated(planned_labels, bundle, precision)
+        for label in labels:
+            row, peak = isolated(build_engine, bundle, precision, label)
+            print(row.format(peak=f"{peak / 1e9:.1f} GB"), flush=True)
+
+
+def planned_labels(bundle: Path, precision: EnginePrecision) -> list[str]:
+    return [build.label for build in planned_engines(bundle, precision)]
+
+
+def planned_engines(bundle: Path, precision: EnginePrecision) -> list[EngineBuild]:
+    """Of the networks that have weights."""
+    from sd_export.tensorrt_.plan import BuildOptions, plan_builds
+    from sd_export.tensorrt_.portable import import_rtx
+    from sd_runtime.bundle.bundle import Bundle
+
+    manifest = Bundle.open(bundle).manifest
+    options = BuildOptions(bundle, precision=precision, fallback=True, library="tensorrt_rtx")
+    builds = plan_builds(manifest, options, str(import_rtx().__version__))
+    return [build for build in builds if manifest.components[build.component].weights is not None]
+
+
+def build_engine(bundle: Path, precision: EnginePrecision, label: str) -> str:
+    """A row of the table, but for the {peak} of memory."""
+    from sd_export.tensorrt_.launches import FUSED_ATTENTION
+    from sd_export.tensorrt_.portable import build_portable
+
+    (planned,) = (build for build in planned_engines(bundle, precision) if build.label == label)
+    start = time.perf_counter()
+    built = build_portable(label, bundle / planned.graph.path, planned.profile)
+    seconds, account = time.perf_counter() - start, built.account
+    exact = all(allowed.min == allowed.max for allowed in planned.profile.values())
+    moved = f"{account.bytes / 1e6:.0f} MB" if exact else "not known"
+    return (
+        f"| {label} | `{planned.form}`, {precision} | {seconds:.0f} s | {{peak}} | {len(built.plan) / 1e6:.0f} MB | "
+        f"{len(account.launches)} | {moved} | {account.of(FUSED_ATTENTION)} of {built.attentions} | "
+        f"{account.activations / 1e6:.0f} MB |"
+    )
 
 
 def compare(checkpoint: Path, bundle: Path, component: str, precision: str) -> list[Difference]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fake_builder
 import numpy as np
 import onnx
 import pytest
@@ -139,12 +140,123 @@ def test_later_versions_take_precision_from_the_graph(bundle: Path, monkeypatch:
     shutil.copy(bundle / "unet" / "model.onnx", bundle / "unet" / "model_trt-basic.onnx")
     refresh(bundle, manifest_of(bundle), "unet/model_trt-basic.onnx")
     builders = machine(monkeypatch, "11.4.0")
-    build(BuildOptions(bundle, refittable=True, **SMALL))
+    build(BuildOptions(bundle, **SMALL))
     (config,), (network,) = builders.configs, builders.networks
-    assert config.flags == {"REFIT"}  # no TF32: float32 means float32
+    assert config.flags == set()  # no TF32: float32 means float32
     assert network.get_flag(sys.modules["tensorrt"].NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert sum(layer.attention.decomposable for layer in network.layers) == 20
-    assert manifest_of(bundle).engines[0].refittable
+
+
+def test_weights_are_exchangeable_one_by_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of products and convolutions: where biases are, too, an engine can lose one.  A graph without weights is
+    built as ever."""
+    only(bundle, "vae_decoder", "pixels")
+    builders = machine(monkeypatch, "10.13.3")
+    build(BuildOptions(bundle, refittable=True, **SMALL))
+    assert [config.flags for config in builders.configs] == [{"REFIT_INDIVIDUAL"}, set()]
+    decoder, pixels = builders.networks
+    tensors = Bundle.open(bundle).tensors("vae_decoder/model.safetensors")
+    assert decoder.exchangeable == {name for name, array in tensors.items() if array.ndim > 1} != set(tensors)
+    assert not pixels.exchangeable
+    assert all(record.refittable for record in manifest_of(bundle).engines)
+
+
+@pytest.mark.parametrize("version", ["8.5.3", "10.1.0"])
+def test_a_version_that_exchanges_all_weights_or_none_is_refused(
+    version: str, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builders = machine(monkeypatch, version)
+    assert main(["build", str(bundle), "--refittable"]) == 2
+    assert capsys.readouterr().err == (
+        f"sd-export build: refittable: got TensorRT {version}, whose refittable engines are slower and can lose "
+        "biases, accepted 10.2 or newer; leave it out, or install a newer one\n"
+    )
+    assert not builders.configs and not manifest_of(bundle).engines
+
+
+def test_weights_that_the_parser_calls_otherwise_are_no_silent_loss(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(bundle, "vae_decoder")
+    machine(monkeypatch)
+    monkeypatch.setattr(fake_builder.Network, "mark_weights_refittable", lambda *_: False)
+    with pytest.raises(ExportError, match=r"finds none of the weights that are to be exchangeable; leave out"):
+        build(BuildOptions(bundle, refittable=True, **SMALL))
+    assert not manifest_of(bundle).engines
+
+
+NO_KERNEL = "Could not find any implementation for node mid_block.attentions.0/Softmax."
+
+
+def without_kernels(builders: FakeBuilders, monkeypatch: pytest.MonkeyPatch, *forms: str) -> list[str]:
+    """The builder has no kernels for these forms of graphs; gives the graphs that are built, as they are asked for."""
+    asked: list[str] = []
+    build_one = fake_builder.Builder.build_serialized_network
+
+    def choose(builder: Any, network: Any, config: Any) -> Any:
+        asked.append(network.path.name)
+        builders.failure = [NO_KERNEL] * (network.path.stem.partition("_")[2] in forms)
+        return build_one(builder, network, config)
+
+    monkeypatch.setattr(fake_builder.Builder, "build_serialized_network", choose)
+    return asked
+
+
+def test_without_a_kernel_for_one_form_the_other_is_built(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said, it draws, and the next build leaves it as it is."""
+    only(bundle, "vae_decoder", "pixels")
+    builders = machine(monkeypatch)
+    asked = without_kernels(builders, monkeypatch, "trt-basic")
+    build(BuildOptions(bundle, sizes=((64, 64), (128, 128)), **SMALL), quiet=False)
+    said = capsys.readouterr().err
+    assert "has no kernel for a layer, at mid_block.attentions.0/Softmax" in said
+    assert said.count("; its graph trt-legacy is built instead") == 2 and "left out" not in said
+    decoders = [record for record in manifest_of(bundle).engines if record.component == "vae_decoder"]
+    assert [(record.form, record.checked) for record in decoders] == [("trt-legacy", "compared")] * 2
+    assert len(asked) == 5
+    build(BuildOptions(bundle, sizes=((64, 64), (128, 128)), **SMALL))
+    assert len(asked) == 5 and capsys.readouterr().err.count("is up to date") == 3
+
+
+def test_engines_of_two_forms_serve_one_network(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One size needed the other form: neither takes the other's place, and the runtime uses both."""
+    only(bundle, "unet")
+    builders = machine(monkeypatch)
+    build(BuildOptions(bundle, sizes=((128, 128),), **SMALL))
+    without_kernels(builders, monkeypatch, "trt-basic")
+    build(BuildOptions(bundle, sizes=((64, 64),), **SMALL))
+    assert [record.form for record in manifest_of(bundle).engines] == ["trt-basic", "trt-legacy"]
+    backend = TensorRTBackend.open(Bundle.open(bundle), Machine())
+    assert [record.form for record in backend.records("unet", "plain")] == ["trt-basic", "trt-legacy"]
+    engine = backend.engine("unet", "plain", pytest.fail)
+    assert engine is not None
+    for cells in (16, 8):
+        feeds = {spec.name: np.zeros(feed_shape(spec.name, cells), np.float32) for spec in engine.inputs}
+        assert engine.run(feeds)["out_sample"].shape == (2, 4, cells, cells)
+
+
+def feed_shape(name: str, cells: int) -> tuple[int, ...]:
+    return {"sample": (2, 4, cells, cells), "timestep": (2,), "encoder_hidden_states": (2, 77, 64)}[name]
+
+
+def test_without_a_kernel_for_either_form_the_last_reason_is_given(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(bundle, "vae_decoder")
+    asked = without_kernels(machine(monkeypatch), monkeypatch, "trt-basic", "trt-legacy")
+    with pytest.raises(ExportError, match="has no kernel for a layer"):
+        build(BuildOptions(bundle, **SMALL))
+    assert asked == ["model_trt-basic.onnx", "model_trt-legacy.onnx"]
+
+
+def test_a_version_with_one_form_has_no_other(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(bundle, "vae_decoder")
+    asked = without_kernels(machine(monkeypatch, "8.5.3"), monkeypatch, "trt-legacy")
+    with pytest.raises(ExportError, match="has no kernel for a layer"):
+        build(BuildOptions(bundle, **SMALL))
+    assert asked == ["model_trt-legacy.onnx"]
 
 
 def test_kernels_are_timed_once_for_a_gpu_and_version(
@@ -529,7 +641,7 @@ def test_without_a_gpu_one_line_says_so(bundle: Path, monkeypatch: pytest.Monkey
     machine(monkeypatch, "8.5.3").library.starts = False
     with pytest.raises(EngineError, match=r"^TensorRT does not start: CUDA initialization failure"):
         build(BuildOptions(bundle, **SMALL))
-    settings = Tuning("fp32", False, 1 << 30, bundle / "timing.cache")
+    settings = Tuning("fp32", (), 1 << 30, bundle / "timing.cache")
     with pytest.raises(ExportError, match="the GPU's driver is missing, or too old for this TensorRT"):
         build_engine("unet", bundle / "unet" / "model_trt-legacy.onnx", {}, settings, print)
 
@@ -613,12 +725,47 @@ def test_a_graph_that_the_parser_does_not_take(bundle: Path, monkeypatch: pytest
             "no such layer for Turing",
             "ONNX Runtime stands in",
         ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([tactic.cpp:1676: enumerate_tactics] Tactic "
+            "Selection: no tactics to implement the operation within workspace limit. Consider increase the allowed "
+            "workspace size if applicable.; [tactic.cpp:264: run] Error during tactic selection. In compileGraph at "
+            "/_src/optimizer/myelin/codeGenerator.cpp:2012)",
+            "scratch space is too small (Tactic Selection: no tactics to implement the operation within workspace",
+            "give more with --workspace",
+        ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([myelin_graph.h:1295: attachExceptionMsgToGraph] "
+            "MyelinCheckException: decompose_composite_ops.cpp:59: CHECK(composite_op->is_decomposable()) failed. "
+            "Attention operation was not supported by a dedicated kernel.",
+            "no fused kernel for an attention that it may not take apart (CHECK(composite_op->is_decomposable()",
+            "export the bundle again",
+        ),
+        (
+            "Error Code 1: Myelin ([pass.cpp:1500: run_passes] Cannot compile for target(s) sm75, because the model "
+            "contains HW-specific datatypes: b16. In compileGraph at /_src/optimizer/myelin/codeGenerator.cpp:2012)",
+            "lack a type of numbers that the graph has (Cannot compile for target(s) sm75, because the model contains "
+            "HW-specific datatypes: b16)",
+            "leave out --turing",
+        ),
+        (
+            "Error Code 1: Myelin ([myelin_graph.h:1295: attachExceptionMsgToGraph] MyelinCheckException: "
+            "graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed.  In compileGraph at /_src/x.cpp:2012)",
+            "needs a GPU to build such an engine (CHECK(status == CUDA_SUCCESS) failed)",
+            "on a machine with an NVIDIA GPU",
+        ),
         ("something never seen before", "something never seen before", ""),
     ],
 )
 def test_what_tensorrt_says_is_translated(message: str, cause: str, remedy: str) -> None:
     error = explain("unet dynamic", [message])
     assert cause in str(error) and remedy in str(error) and str(error).startswith("building unet dynamic")
+
+
+def test_the_first_of_several_causes_comes_first() -> None:
+    """What follows from it is not what anyone can mend."""
+    messages = ["[a.cpp::f::1] Error Code 4: Internal Error (the cause)", *(f"it follows {n}" for n in range(3))]
+    said = str(explain("unet dynamic", messages))
+    assert said == "building unet dynamic failed: the cause | it follows 0 | it follows 1"
 
 
 def test_the_command_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,8 @@ Verbosity = enum("ProfilingVerbosity", "LAYER_NAMES_ONLY", "NONE", "DETAILED")
 Format = enum("LayerInformationFormat", "ONELINE", "JSON")
 DeviceType = enum("DeviceType", "GPU", "DLA")
 OldFlags = enum("BuilderFlag", "FP16", "TF32", "REFIT", "OBEY_PRECISION_CONSTRAINTS")
-NewFlags = enum("BuilderFlag", "TF32", "REFIT", "STRIP_PLAN")
+MidFlags = enum("BuilderFlag", "TF32", "REFIT", "STRIP_PLAN")
+NewFlags = enum("BuilderFlag", "TF32", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL", "REFIT_INDIVIDUAL")
 OldCreation = enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH")
 MidCreation = enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
 NewCreation = enum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
@@ -77,7 +78,7 @@ class FakeBuilders:
         old, new = self.number < (10, 0), self.number >= (11, 0)
         module.Builder = lambda logger: Builder(self, logger)
         module.OnnxParser = Parser
-        module.BuilderFlag = OldFlags if old else NewFlags
+        module.BuilderFlag = OldFlags if old else MidFlags if self.number < (10, 2) else NewFlags
         module.NetworkDefinitionCreationFlag = OldCreation if old else NewCreation if new else MidCreation
         module.LayerType = OldLayers if self.number < (10, 14) else NewLayers
         module.MemoryPoolType, module.ProfilingVerbosity = MemoryPoolType, Verbosity
@@ -152,6 +153,12 @@ class Network:
         self.path: Path | None = None
         self.layers: list[Any] = []
         self.inputs: list[Any] = []
+        self.weights: set[str] = set()
+        self.exchangeable: set[str] = set()
+
+    def mark_weights_refittable(self, name: str) -> bool:
+        self.exchangeable |= {name} & self.weights
+        return name in self.weights
 
     def __iter__(self) -> Any:
         return iter(self.layers)
@@ -213,6 +220,7 @@ class Parser:
             layer = Layer(node.name, kind.ATTENTION_INPUT if attention else softmax)
             self.network.layers.append(layer)
         self.network.inputs = list(self._inputs(model))
+        self.network.weights = {tensor.name for tensor in model.graph.initializer}
         self.network.path = Path(path)
         return not self.errors
 

@@ -115,9 +115,19 @@ def test_difference_knows_nan() -> None:
     assert trial.difference({"x": np.array([3.0, np.nan], np.float32)}, one) == float("inf")
 
 
-def test_without_onnxruntime_an_engine_is_used_as_it_is(machine: FakeTensorRT, made: Made, demo_bundle: Path) -> None:
-    result, _ = draw(made(), backends=["tensorrt_rtx"])
+def test_without_onnxruntime_an_engine_is_used_as_it_is(
+    machine: FakeTensorRT, made: Made, demo_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once for all of them, and not where they were compared before."""
+    bundle = made()
+    result, _ = draw(bundle, backends=["tensorrt_rtx"])
     assert_same_pictures(result, on_cpu(demo_bundle))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("engines of TensorRT for RTX are used without having been compared with their graphs")
+    draw(bundle)
+    caplog.clear()
+    draw(bundle, backends=["tensorrt_rtx"])
+    assert not caplog.records
 
 
 def test_a_gpu_that_it_does_not_serve_gets_onnxruntime_aloud(

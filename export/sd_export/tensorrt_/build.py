@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from sd_runtime.bundle.bundle import Bundle, find_bundle
-from sd_runtime.bundle.manifest import Target
+from sd_runtime.bundle.manifest import Manifest, Target
 from sd_runtime.errors import ExportError
 
 from .. import pack
 from ..progress import Progress, describe_size
-from .plan import BuildOptions, EngineBuild, plan_builds
+from .failures import NoKernelError
+from .plan import BuildOptions, EngineBuild, in_other_form, plan_builds
 from .publish import engine_path, publish, remove_unnamed
 from .workshop import Workshop, engine_record
 
@@ -97,22 +98,35 @@ class _Builder:
                 raise error
 
     def _try(self, planned: EngineBuild, target: Target, *, force: bool) -> ExportError | None:
-        """Why an engine could not be built, said at once; None if it was."""
+        """Why an engine could not be built, said at once; None if it was, or if there is one already.
+
+        Where the library has no kernel for a graph, it may have one for another form of it."""
+        manifest = Bundle.open(self._root).manifest
+        other = in_other_form(manifest, planned)
+        if not force and any(self._is_there(manifest, one, target) for one in (planned, other) if one is not None):
+            self._progress.note(f"{planned.label} is up to date")
+            return None
         try:
-            self.do(planned, target, force=force)
+            try:
+                self.do(planned, target)
+            except NoKernelError as error:
+                if other is None:
+                    raise
+                self._progress.note(f"{'':<4}{error}; its graph {other.form} is built instead")
+                self.do(other, target)
         except ExportError as error:
             self._progress.note(f"{'':<4}{planned.label} is left out: {error}")
             return error
         return None
 
-    def do(self, planned: EngineBuild, target: Target, *, force: bool) -> None:
-        """Build, check and publish one engine, unless the bundle has it."""
+    def _is_there(self, manifest: Manifest, planned: EngineBuild, target: Target) -> bool:
+        record = engine_record(manifest, planned, target, self._options)
+        return record in [replace(known, path="", activation_memory=0, checked=None) for known in manifest.engines]
+
+    def do(self, planned: EngineBuild, target: Target) -> None:
+        """Build, check and publish one engine."""
         bundle = Bundle.open(self._root)
         record = engine_record(bundle.manifest, planned, target, self._options)
-        known = [replace(known, path="", activation_memory=0, checked=None) for known in bundle.manifest.engines]
-        if not force and record in known:
-            self._progress.note(f"{planned.label} is up to date")
-            return
         with self._progress.stage(planned.label):
             bundle.open_graph(planned.component, planned.form)  # which the parser reads by its path
             report = partial(self._progress.detail, planned.label)

@@ -133,7 +133,10 @@ def require_picture(planned: EngineBuild, end: End, got: Mapping[str, Array]) ->
 
 def is_flat(array: Array) -> bool:
     """Whether values do not vary: of pictures and latents (…, channels, height, width), or uint8 (…, height, width, 3),
-    whether those of any picture do not within its channels, so that a red one is flat, too."""
+    whether those of any picture do not within its channels, so that a red one is flat, too.  A number for each row,
+    such as the next timestep, is no picture."""
+    if array.ndim < 2:
+        return False
     values = array.astype(np.float32)
     if array.dtype == np.uint8 and array.ndim > 3:
         values = np.moveaxis(values, -1, -3)
@@ -170,7 +173,9 @@ def row_by_row(run: Run, planned: EngineBuild) -> Run:
     """`run`, given one row of the batch after the other: the scores of a whole batch's attentions would fill gigabytes
     of main memory."""
     batched = {
-        spec.name for spec in planned.graph.inputs if isinstance(axis := spec.shape[0], Dim) and axis.symbol == "batch"
+        spec.name
+        for spec in planned.graph.inputs
+        if isinstance(axis := spec.shape[0], Dim) and axis.symbol in ("batch", "timesteps")
     }
 
     def run_rows(inputs: dict[str, Array]) -> dict[str, Array]:

@@ -48,7 +48,9 @@ def add_engine_flags(add: Callable[..., object]) -> None:
     size = "pictures to build an exact engine for; may be repeated (default: the model's own size)"
     add("--size", action="append", metavar="WxH", help=size)
     add("--batch", default="1", metavar="N,M", help="pictures at once, an exact engine for each (default: 1)")
-    add("--refittable", action="store_true", help="let the weights be exchanged later; somewhat slower; not for rtx")
+    add(
+        "--refittable", action="store_true", help="let weights be exchanged later (TensorRT 10.2 or newer; not for rtx)"
+    )
     fallback = "a dynamic engine for other sizes and batches, too (default: yes, but not for rtx)"
     add("--fallback", action=argparse.BooleanOptionalAction, default=None, help=fallback)
     workspace = "scratch space of a layer on the GPU (default: as much as the library takes)"

@@ -6,14 +6,14 @@ names of the layers that must stay float32.  Where versions differ, the comment 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsInt
 
 from sd_runtime.bundle.manifest import EnginePrecision, ShapeRange
-from sd_runtime.errors import DependencyError, ExportError, one_line
+from sd_runtime.errors import DependencyError, ExportError, UsageError, one_line
 
 from ..graphs.names import FLOAT32
 from .failures import explain
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 
+EXCHANGE = "REFIT_INDIVIDUAL"  # a builder's flag
 CASTS = ("CAST", "IDENTITY", "CONSTANT")  # the parser has typed these
 
 
@@ -31,13 +32,13 @@ class Tuning:
     """How to build.
 
     precision     of the arithmetic
-    refittable    the weights can be exchanged afterwards
+    exchangeable  names of the weights that can be exchanged afterwards; see `require_exchangeable`
     workspace     bytes of GPU memory that a layer may use as scratch space; None leaves it to TensorRT
     timing_cache  a file that remembers how fast kernels are on this GPU; created if need be
     """
 
     precision: EnginePrecision
-    refittable: bool
+    exchangeable: tuple[str, ...]
     workspace: int | None
     timing_cache: Path
 
@@ -100,7 +101,7 @@ def import_tensorrt() -> None:
 
 def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Tuning, report: Report, log: BuildLog) -> Built:
     import tensorrt as trt
-    from polygraphy.backend.trt import CreateConfig, Profile, engine_bytes_from_network
+    from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile, engine_bytes_from_network
     from polygraphy.logger import G_LOGGER
 
     shapes = Profile()
@@ -115,7 +116,6 @@ def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Tuning, repo
         network, parser = parse(builder, path, settings.precision, log)
         config = CreateConfig(
             profiles=[shapes],
-            refittable=settings.refittable,
             memory_pool_limits=None
             if settings.workspace is None
             else {trt.MemoryPoolType.WORKSPACE: settings.workspace},
@@ -123,6 +123,9 @@ def _build(path: Path, profile: Mapping[str, ShapeRange], settings: Tuning, repo
             progress_monitor=monitor,
             **(_weakly_typed(settings.precision) if is_weakly_typed() else {}),
         )
+        if settings.exchangeable:
+            mark_exchangeable(network, settings.exchangeable)
+            config = PostprocessConfig(config, lambda *made: made[-1].set_flag(trt.BuilderFlag.__members__[EXCHANGE]))
         try:
             serialized = engine_bytes_from_network(
                 (builder, network, parser), config=config, save_timing_cache=str(settings.timing_cache)
@@ -149,6 +152,26 @@ def _weakly_typed(precision: EnginePrecision) -> dict[str, Any]:
     previews = [value for name, value in trt.PreviewFeature.__members__.items() if name.endswith("_0805")]
     half = {"fp16": True, "precision_constraints": "obey"} if precision == "fp16" else {}
     return {"preview_features": previews, **half}
+
+
+def require_exchangeable() -> None:
+    """UsageError unless weights can be made exchangeable one by one: since 10.2.
+
+    The older flag, REFIT, makes all of them so, biases and norms included: engines are slower, and one that was never
+    refitted can lose the bias of a matrix product.  REFIT_IDENTICAL is only for weights that stay as they were."""
+    import tensorrt as trt
+
+    if EXCHANGE not in trt.BuilderFlag.__members__:
+        got = f"TensorRT {trt.__version__}, whose refittable engines are slower and can lose biases"
+        raise UsageError("refittable", got=got, accepted="10.2 or newer", remedy="leave it out, or install a newer one")
+
+
+def mark_exchangeable(network: Any, names: Iterable[str]) -> None:
+    """Mark those weights of a network that have one of the names.  ExportError: it has none of them."""
+    if not [name for name in names if network.mark_weights_refittable(name)]:
+        raise ExportError(
+            "TensorRT finds none of the weights that are to be exchangeable", remedy="leave out --refittable"
+        )
 
 
 def parse(

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from sd_runtime.errors import ExportError, one_line
 
 
+class NoKernelError(ExportError):
+    """The library has no kernel for a layer of a graph; in another form of the graph it may have."""
+
+
 @dataclass(frozen=True)
 class _Known:
-    """A message that has a cause known to us."""
+    """A message that has a cause known to us; `kernel`: see `NoKernelError`."""
 
     pattern: str
     what: str
     remedy: str
+    kernel: bool = False
 
 
 # In order of how much they say: TensorRT logs several messages for one failure, and the last is often the vaguest.
@@ -49,7 +54,23 @@ KNOWN = (
         r"[Ii]nsuff?icient (?:workspace|memory on requested)|[Tt]actic .* requested .*[Ww]orkspace"
         r"|within workspace limit",
         "the memory set aside for the layers' scratch space is too small",
-        "give more with --workspace, or leave that flag out",
+        "give more with --workspace, or leave that flag out; without it, ask for a smaller --size or --batch",
+    ),
+    _Known(
+        r"is_decomposable\(\)|not supported by a dedicated kernel",
+        "TensorRT has no fused kernel for an attention that it may not take apart",
+        "export the bundle again with this version of sd-lean, whose graphs have no such attention",
+        kernel=True,
+    ),
+    _Known(
+        r"HW-specific datatypes",
+        "the GPUs that the engine is for lack a type of numbers that the graph has",
+        "build with --precision fp16 from a fp16 bundle, or leave out --turing",
+    ),
+    _Known(
+        r"graph_jit\.cpp.*CUDA_SUCCESS",
+        "TensorRT needs a GPU to build such an engine",
+        "build it on a machine with an NVIDIA GPU and its driver",
     ),
     _Known(
         r"for Turing .*not supported",
@@ -60,6 +81,7 @@ KNOWN = (
         r"[Cc]ould not find any implementation for node (.+?)\.?(?: due to| \[|$)",
         "TensorRT has no kernel for a layer",
         "give more scratch space with --workspace, try another --precision, or another version of tensorrt",
+        kernel=True,
     ),
     _Known(
         r"(?:kMIN|kOPT|kMAX|[Oo]ptimization profile|[Pp]rofile \d).*",
@@ -73,6 +95,12 @@ KNOWN = (
     ),
 )
 
+# Where in the library's source a message comes from, and what it calls every failure: they hide what the failure is.
+_SOURCE = re.compile(
+    r"IBuilder::\w+: |\[?\b[\w/]+\.(?:cpp|h)(?:::?[\w ]+)*\]?:? |MyelinCheckException: |\.?;? *In compileGraph at .*"
+    r"|(?:Error Code )?\d+: (?=\w)|(?:Internal Error|Myelin) \((?=.)"
+)
+
 # A layer's name: in braces, where several were made one; else to where the sentence goes on.  Names hold blanks and
 # dots of their own: "(Unnamed Layer* 12) [Shuffle]", "/conv1/Conv + /nonlinearity/Sigmoid".
 _NODE = re.compile(
@@ -84,15 +112,25 @@ _NODE = re.compile(
 
 
 def explain(label: str, messages: Sequence[str]) -> ExportError:
-    """The failure to build the engine `label`, from the errors that TensorRT logged, first to last."""
+    """The failure to build the engine `label`, from the errors that TensorRT logged, first to last.
+
+    NoKernelError: another form of the graph may do."""
     text = "\n".join(messages)
     for known in KNOWN:
         if re.search(known.pattern, text):
             where = failed_node(text)
             what = f"building {label}: {known.what}" + (f", at {where}" if where else "")
-            return ExportError(f"{what} ({_shortest(known.pattern, messages)})", remedy=known.remedy)
-    said = one_line(" | ".join(messages[-3:]), 400) if messages else "TensorRT gives no reason"
+            kind = NoKernelError if known.kernel else ExportError
+            return kind(f"{what} ({_shortest(known.pattern, messages)})", remedy=known.remedy)
+    causes = [cause(message) for message in messages[:3]]  # what follows the first is what follows from it
+    said = one_line(" | ".join(causes), 400) if causes else "TensorRT gives no reason"
     return ExportError(f"building {label} failed: {said}")
+
+
+def cause(message: str) -> str:
+    """A message without where in the library's source it comes from."""
+    found = _SOURCE.sub("", message).strip()
+    return (found[:-1] if found.count(")") > found.count("(") and found.endswith(")") else found) or message
 
 
 def failed_node(text: str) -> str | None:
@@ -106,4 +144,4 @@ def failed_node(text: str) -> str | None:
 
 
 def _shortest(pattern: str, messages: Sequence[str]) -> str:
-    return one_line(min((m for m in messages if re.search(pattern, m)), key=len, default=messages[-1]), 200)
+    return one_line(cause(min((m for m in messages if re.search(pattern, m)), key=len, default=messages[0])), 200)

@@ -20,7 +20,7 @@ from sd_runtime.errors import DependencyError
 
 from ..progress import Progress, describe_size
 from . import check as build_check
-from .engine import Built, Report, Tuning, build_engine, import_tensorrt
+from .engine import Built, Report, Tuning, build_engine, import_tensorrt, require_exchangeable
 from .plan import BuildOptions, EngineBuild
 from .publish import slug
 from .timings import Timing, slower_than_before, slower_than_siblings
@@ -36,8 +36,11 @@ class LocalWorkshop:
     title = "TensorRT"
 
     def __init__(self, options: BuildOptions, progress: Progress) -> None:
-        """DependencyError: something is not installed; EngineError: there is no GPU that works."""
+        """DependencyError: something is not installed; EngineError: there is no GPU that works; UsageError: this
+        version has no --refittable that costs nothing."""
         import_tensorrt()
+        if options.refittable:
+            require_exchangeable()
         self._options, self._progress = options, progress
         with ExitStack() as stack:
             self._library, self._gpu = TensorRT(), Gpu()
@@ -68,12 +71,16 @@ class LocalWorkshop:
 
     def make(self, bundle: Bundle, planned: EngineBuild, target: Target, report: Report) -> tuple[bytes, Checked]:
         built = build_engine(
-            planned.label, bundle.path(planned.graph.path), planned.profile, self._settings(planned), report
+            planned.label, bundle.path(planned.graph.path), planned.profile, self._tuning(bundle, planned), report
         )
         return built.plan, self._check(bundle, planned, target, built)
 
-    def _settings(self, planned: EngineBuild) -> Tuning:
-        return Tuning(planned.precision, self._options.refittable, self._workspace, self._place / "timing.cache")
+    def _tuning(self, bundle: Bundle, planned: EngineBuild) -> Tuning:
+        weights = bundle.component(planned.component).weights
+        exchangeable: tuple[str, ...] = ()
+        if self._options.refittable and weights is not None:
+            exchangeable = tuple(name for name, array in bundle.tensors(weights).items() if array.ndim > 1)
+        return Tuning(planned.precision, exchangeable, self._workspace, self._place / "timing.cache")
 
     def _check(self, bundle: Bundle, planned: EngineBuild, target: Target, built: Built) -> Checked:
         """Run the engine as the runtime will, and look into it."""

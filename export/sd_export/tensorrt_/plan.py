@@ -8,7 +8,7 @@ memory, and the engine's, grow with the largest shape that a profile allows.  Im
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ LIBRARIES: Final = ("tensorrt", "tensorrt_rtx")
 STEP = 64  # pixels; Stable Diffusion's UNet halves its latents three times
 BFLOAT16: Final = (10, 15)  # has a layer for GroupNormalization as of opset 21; older opsets know no bfloat16
 STRONGLY_TYPED: Final = (10, 0)  # takes precision from the graph; version 11 knows nothing else
+OTHER_FORM: Final = {"trt-basic": "trt-legacy"}  # every version parses its older operators
 OLDEST: Final = (8, 5)
 NEWEST: Final = (11, 0)
 
@@ -41,7 +42,8 @@ class BuildOptions:
     sizes       (width, height) in pixels; none means the size that the model recommends
     batches     pictures at once
     precision   None is the bundle's own; bf16 needs a float32 bundle and TensorRT 10.15
-    refittable  the weights can be exchanged later, at some cost in speed; not with TensorRT for RTX
+    refittable  the weights of matrix products and convolutions can be exchanged later; not with TensorRT for RTX,
+                and with TensorRT from 10.2 on
     fallback    also build a dynamic engine for shapes near those asked for; None: with TensorRT, not with TensorRT for
                 RTX, whose engines take any number of pictures up to the largest batch as they are
     workspace   GB of GPU memory that a layer may use as scratch space; None leaves it to the library
@@ -143,6 +145,13 @@ def form_for(manifest: Manifest, options: BuildOptions, tensorrt: str) -> tuple[
     if version < STRONGLY_TYPED:
         return "trt-legacy", precision
     return "trt-basic", precision
+
+
+def in_other_form(manifest: Manifest, planned: EngineBuild) -> EngineBuild | None:
+    """The same engine from another graph that the library parses, too; None where there is none."""
+    graphs = manifest.components[planned.component].graphs
+    form = OTHER_FORM.get(planned.form, "")
+    return replace(planned, form=form, graph=graphs[form]) if form in graphs else None
 
 
 def require_half(precision: EnginePrecision, model: str) -> None:

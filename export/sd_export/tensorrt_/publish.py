@@ -25,11 +25,10 @@ def engine_path(target: Target, label: str, plan: bytes) -> str:
 
 
 def publish(root: Path, record: EngineRecord, plan: bytes) -> None:
-    """Put an engine into the bundle in `root`, in place of those that it supersedes: the same shapes, or the same
-    component on the same machine in another form, precision, or from other weights."""
+    """Put an engine into the bundle in `root`, in place of those that it supersedes."""
     manifest = Manifest.from_bytes((root / MANIFEST).read_bytes())
     write_synced(root / record.path, plan)
-    kept = tuple(known for known in manifest.engines if not supersedes(record, known))
+    kept = tuple(known for known in manifest.engines if not supersedes(record, known, manifest))
     gone = {known.path for known in manifest.engines} - {known.path for known in kept}
     files = {name: file for name, file in manifest.files.items() if name not in gone}
     files[record.path] = record_file(root / record.path)
@@ -38,12 +37,16 @@ def publish(root: Path, record: EngineRecord, plan: bytes) -> None:
     remove_unnamed(root, manifest)
 
 
-def supersedes(new: EngineRecord, old: EngineRecord) -> bool:
+def supersedes(new: EngineRecord, old: EngineRecord, manifest: Manifest) -> bool:
+    """Whether an engine takes another's place: it is for the same shapes; or for the same component on the same
+    machine, where the other has another precision, or was made from weights or a graph that the bundle has no more."""
     if slot(new.path) == slot(old.path):
         return True
-    same_place = (new.component, new.target) == (old.component, old.target)
-    families = [(r.form, r.precision, r.graph, r.weights) for r in (new, old)]
-    return same_place and new.weights is not None and families[0] != families[1]
+    if (new.component, new.target) != (old.component, old.target) or new.weights is None:
+        return False
+    graph = manifest.components[old.component].graphs.get(old.form)
+    gone = graph is None or manifest.files[graph.path].digest != old.graph
+    return gone or (new.precision, new.weights) != (old.precision, old.weights)
 
 
 def slot(path: str) -> tuple[PurePosixPath, str]:

@@ -66,9 +66,9 @@ class TensorRTBackend:
         return cls(bundle, library, gpu, here, fitting)
 
     def records(self, component: str, form: str) -> list[EngineRecord]:
-        """The engines that do what a component's graph does, all built from one form of it."""
+        """The engines that do what a component's graph does, all of one precision."""
         found = [r for r in self._records if r.component == component and form in (r.form, requested_form(r.form))]
-        return [record for record in found if record.form == found[0].form]
+        return [record for record in found if record.precision == found[0].precision]
 
     def engine(self, component: str, form: str, fallback: Callable[[], Engine]) -> TensorRTEngine | None:
         """The engine for a component's graph; None, said aloud, if none was built, or none that fits."""

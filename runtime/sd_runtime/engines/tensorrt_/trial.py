@@ -35,15 +35,17 @@ class Trial:
     def __init__(self, library: TensorRT, gpu: Gpu, bundle: Bundle) -> None:
         self._library, self._gpu, self._bundle = library, gpu, bundle
         self._file, self._lock = cache_home() / "tensorrt_rtx" / "compared.json", threading.Lock()
+        self._uncompared = False  # whether it was said that engines are used without
 
     def passes(self, record: EngineRecord, form: str, reference: Callable[[], Engine]) -> bool:
         """Whether an engine may be used; said aloud if not.  `reference` opens what it is compared with; where that
-        cannot be had, the engine is used as it is."""
+        cannot be had, the engine is used as it is, which is said once."""
         error = self._remembered().get(self._key(record))
         if error is None:
             try:
                 other = reference()
-            except (DependencyError, EngineError):
+            except (DependencyError, EngineError) as missing:
+                self._report_uncompared(missing)
                 return True
             try:
                 error = self._compare(record, other)
@@ -59,6 +61,13 @@ class Trial:
             f"{limit:.0e} is expected, and is not used; to build it anew: {self._command()}"
         )
         return False
+
+    def _report_uncompared(self, missing: Exception) -> None:
+        with self._lock:  # several networks are loaded at once
+            reported, self._uncompared = self._uncompared, True
+        if not reported:
+            title = self._library.title
+            warn(f"engines of {title} are used without having been compared with their graphs on this GPU: {missing}")
 
     def _command(self) -> str:
         return f"{rebuild(self._bundle, self._library.name)} --force"
