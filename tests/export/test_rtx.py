@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import sys
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
 from sd_export.cli import main
+from sd_export.graphs.forms import FORMS, rewrite
 from sd_export.graphs.precision import to_float16
-from sd_export.graphs.weights import save
+from sd_export.graphs.weights import save, save_graph
 from sd_export.tensorrt_.build import build
+from sd_export.tensorrt_.engine import BuildLog, build_logger, mark_exchangeable
 from sd_export.tensorrt_.failures import explain
 from sd_export.tensorrt_.launches import FUSED_ATTENTION, Account, Launch, Tensor
+from sd_export.tensorrt_.local import matrices
 from sd_export.tensorrt_.plan import BuildOptions, plan_builds
-from sd_export.tensorrt_.portable import Portable, build_portable, check_structure, float32_products
+from sd_export.tensorrt_.portable import Portable, build_portable, check_structure, float32_products, import_rtx
 from sd_runtime.bundle.bundle import Bundle
 from sd_runtime.bundle.manifest import MANIFEST, Manifest, record_file
 from sd_runtime.errors import ExportError, UsageError
 
 VERSION = "1.7.1"  # any: nothing that is planned depends on it
 SERVED = ("8.0", "8.6", "8.9", "12.0", "12.1")
-ATTENTIONS = {"unet": 20, "text_encoder": 2}  # of the demo; the autoencoder's one is as wide as its channels
 
 
-@pytest.fixture
+@dataclass(frozen=True)
+class Engines:
+    """A bundle with engines: what the build said, and what the builder says of each engine, by its label."""
+
+    root: Path
+    said: str
+    made: Mapping[str, Portable]
+
+
+@pytest.fixture(scope="session")
 def library() -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13", exc_type=ImportError)
 
@@ -38,13 +53,11 @@ def bundle(demo_bundle: Path, tmp_path: Path) -> Path:
     return tmp_path / "demo"
 
 
-@pytest.fixture
-def half_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def half_bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo with its networks in float16, as `sd-export --precision fp16` writes the graphs that are built here."""
-    from sd_export.graphs.forms import FORMS, rewrite
-    from sd_export.graphs.weights import save_graph
-
-    root = tmp_path / "half"
+    folder = tmp_path_factory.mktemp("half")
+    root, made = folder / "half", folder / "networks"
     shutil.copytree(demo_bundle, root)
     manifest = manifest_of(root)
     components, files = dict(manifest.components), dict(manifest.files)
@@ -54,7 +67,6 @@ def half_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
         plain, basic = component.graph("plain").path, component.graph("trt-basic").path
         model = ir.load(root / plain)
         to_float16(model)
-        made = tmp_path / "networks"
         (made / name).mkdir(parents=True)
         save(model, made / plain, made / component.weights)  # apart: what it is made from is read while it is written
         for path in (plain, component.weights):
@@ -69,6 +81,37 @@ def half_bundle(demo_bundle: Path, tmp_path: Path) -> Path:
         files |= {path: record_file(root / path) for path in (plain, basic, component.weights)}
     write(root, replace(manifest, precision="fp16", components=components, files=files))
     return root
+
+
+@pytest.fixture(scope="session")
+def half(library: None, half_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return built(half_bundle, tmp_path_factory, batches=(2,))
+
+
+@pytest.fixture(scope="session")
+def brain(library: None, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    """In bfloat16, dynamic ones too."""
+    return built(demo_bundle, tmp_path_factory, precision="bf16", fallback=True)
+
+
+@pytest.fixture(scope="session")
+def full(library: None, demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Engines:
+    return built(demo_bundle, tmp_path_factory)
+
+
+def built(source: Path, folders: pytest.TempPathFactory, **fields: object) -> Engines:
+    """The engines of a copy of a bundle, really built."""
+    root = shutil.copytree(source, folders.mktemp("built") / source.name)
+    made: dict[str, Portable] = {}
+
+    def keep(label: str, *arguments: Any) -> Portable:
+        made[label] = build_portable(label, *arguments)
+        return made[label]
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
+        patch.setattr("sd_export.tensorrt_.portable.build_portable", keep)
+        build(portable(root, **fields), quiet=False)
+    return Engines(root, said.getvalue(), made)
 
 
 def manifest_of(root: Path) -> Manifest:
@@ -147,68 +190,99 @@ def test_the_command_line_says_at_once_what_is_wrong(
         assert said in line
 
 
-@pytest.mark.usefixtures("library")
-def test_a_bundle_gets_engines_without_a_gpu(half_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All of them, for all RTX GPUs, with every attention fused and nothing slowly in float32; a second time, none."""
-    build(portable(half_bundle, batches=(2,)), quiet=False)
-    said = capsys.readouterr().err
-    assert "for compute capability 8.0+; no GPU is needed" in said
-    assert "float32" not in said and "not fused" not in said and "left out" not in said
-    for name, count in ATTENTIONS.items():
-        assert f"{count} attentions fused" in said.split(f"\n{name}")[1].split("\n")[1]
-    opened = Bundle.open(half_bundle)
+def test_a_bundle_gets_engines_without_a_gpu(half: Engines, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them, for all RTX GPUs; a second time, none."""
+    assert "for compute capability 8.0+; no GPU is needed" in half.said
+    assert "left out" not in half.said and "instead" not in half.said
+    opened = Bundle.open(half.root)
     records = opened.manifest.engines
     opened.verify(record.path for record in records)
-    assert sorted({record.component for record in records}) == [
-        "pixels",
-        "sampler_step",
-        "text_encoder",
-        "unet",
-        "vae_decoder",
-        "vae_encoder",
-    ]
+    networks = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert sorted({record.component for record in records}) == ["pixels", "sampler_step", *networks]
     for record in records:
-        assert (record.checked, record.target.library, record.target.compute_capability) == (
-            "structure",
-            "tensorrt_rtx",
-            "8.0",
-        )
-        assert set(SERVED) <= set(record.target.serves) and not {"7.5", "9.0", "10.0"} & set(record.target.serves)
-        assert record.path.startswith(f"engines/sm80-rtx{record.target.tensorrt}/")
+        target = record.target
+        assert (record.checked, target.library, target.compute_capability) == ("structure", "tensorrt_rtx", "8.0")
+        assert set(SERVED) <= set(target.serves) and not {"7.5", "9.0", "10.0"} & set(target.serves)
+        assert record.path.startswith(f"engines/sm80-rtx{target.tensorrt}/")
         assert record.activation_memory > 0 or record.component == "pixels"
-        assert (half_bundle / record.path).stat().st_size > 10_000
-    build(portable(half_bundle, batches=(2,)))
+        assert (half.root / record.path).stat().st_size > 10_000
+    build(portable(half.root, batches=(2,)))
     assert capsys.readouterr().err.count("is up to date") == len(records)
 
 
-@pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_other_precisions_and_dynamic_engines_are_built_too(
-    precision: str, bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No float32 attention is fused, and that is no remark; all of bfloat16's are, with fixed shapes and without."""
-    build(portable(bundle, precision=precision, fallback=True), quiet=False)
-    said = capsys.readouterr().err
-    assert "left out" not in said and "not fused" not in said and "float32" not in said
-    records = manifest_of(bundle).engines
-    networks = [record for record in records if record.weights is not None]
-    assert len(records) == 10 and {record.precision for record in networks} == {precision}
-    for label, count in (("unet 128x128", 20), ("unet dynamic", 20), ("text_encoder dynamic", 2)):
-        line = said.split(f"\n{label}")[1].split("\n")[1]
-        assert (f"{count} attentions fused" in line) == (precision == "bf16") == ("fused" in line)
+# Of the demo at its own size, in both half precisions: launches, of these casts and moves and nothing else, bytes of
+# activations, and attentions that must be fused; the autoencoder's one is as wide as its channels.
+MOST = {
+    "unet 128x128": (302, 18, 19e6, 20),
+    "vae_decoder 128x128 batch 1": (96, 7, 20e6, 0),
+    "vae_encoder 128x128 batch 1": (63, 5, 18e6, 0),
+    "text_encoder dynamic": (24, 0, 10e6, 2),
+}
+MOVES = re.compile(r"(?:Cast|Resh|Tran|Slic|Move|Repl|Conc)+")
+
+
+@pytest.mark.parametrize("engines", ["half", "brain"])
+def test_the_builder_has_made_of_it_what_was_meant(engines: str, request: pytest.FixtureRequest) -> None:
+    """Any number of rows in the UNet: every attention is fused, all products are in half precision, little is moved."""
+    made: Engines = request.getfixturevalue(engines)
+    dtype = {"half": "Half", "brain": "BFloat16"}[engines]
+    assert "left out" not in made.said and "not fused" not in made.said and "float32" not in made.said
+    for label, (launches, moves, activations, attentions) in MOST.items():
+        account = made.made[label].account
+        assert len(account.launches) <= launches, label
+        assert sum(MOVES.fullmatch(launch.kind) is not None for launch in account.launches) <= moves, label
+        assert 0 < account.activations <= activations, label
+        assert account.of(FUSED_ATTENTION) == attentions, label
+        assert float32_products(account, "fp16") == []
+        convolved = {tensor.dtype for one in account.launches if one.kind == "correlation" for tensor in one.inputs}
+        assert convolved == (set() if label.startswith("text") else {dtype})
+
+
+def test_dynamic_engines_fuse_as_many_attentions(brain: Engines) -> None:
+    """Of any size, number of rows and length of the prompt."""
+    account = brain.made["unet dynamic"].account
+    assert account.of(FUSED_ATTENTION) == brain.made["unet dynamic"].attentions == 20
+    assert float32_products(account, "bf16") == []
+    records = manifest_of(brain.root).engines
+    assert len(records) == 10 and {record.precision for record in records if record.weights} == {"bf16"}
+
+
+def test_float32_is_float32(full: Engines) -> None:
+    """No kernel fuses its attention, and that is no remark."""
+    assert "left out" not in full.said and "fused" not in full.said
+    unet = full.made["unet 128x128"]
+    assert (unet.account.of(FUSED_ATTENTION), unet.attentions) == (0, 20)
+    read = {tensor.dtype for launch in unet.account.launches for tensor in launch.inputs}
+    assert "Float" in read and not {"Half", "BFloat16"} & read
+    assert {record.precision for record in manifest_of(full.root).engines} == {"fp32"}
 
 
 @pytest.mark.usefixtures("library")
-def test_turing_gets_engines_of_its_own(half_bundle: Path) -> None:
-    only(half_bundle, "text_encoder", "pixels")
-    build(portable(half_bundle, turing=True))
+def test_turing_gets_engines_of_its_own(half_bundle: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(half_bundle, tmp_path / "half")
+    only(root, "text_encoder", "pixels")
+    build(portable(root, turing=True))
     served = {
         (record.component, record.target.serves[0], len(record.target.serves) > 1, record.path.split("/")[1][:4])
-        for record in manifest_of(half_bundle).engines
+        for record in manifest_of(root).engines
     }
     assert served == {
         (name, *rest) for name in ("text_encoder", "pixels") for rest in (("8.0", True, "sm80"), ("7.5", False, "sm75"))
     }
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("component", ["unet", "vae_decoder", "vae_encoder", "text_encoder"])
+def test_the_parser_knows_weights_by_their_names_in_the_file(component: str, demo_bundle: Path) -> None:
+    """By which they are marked as exchangeable; TensorRT's own parser is the same code."""
+    trt, opened = import_rtx(), Bundle.open(demo_bundle)
+    builder = trt.Builder(build_logger(trt, BuildLog()))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    graph = opened.component(component).graph("trt-basic")
+    assert trt.OnnxParser(network, builder.logger).parse_from_file(str(demo_bundle / graph.path))
+    names = matrices(opened, component)
+    mark_exchangeable(network, names)
+    assert names and all(network.are_weights_marked_refittable(name) for name in names)
 
 
 @pytest.mark.usefixtures("library")

@@ -75,14 +75,14 @@ def _attention(
 
 
 def write_block(folder: Path, form: str, head: int, *, causal: bool = False) -> tuple[Path, dict[str, ShapeRange]]:
-    """The block in one of the forms for TensorRT, in half precision (`plain`: in float32, as it is), and the shapes of
-    one and two rows that it is to be built for."""
+    """The block in one of the forms for TensorRT, in half precision, and the shapes of one and two rows that it is to
+    be built for.  "trt-f32" is `trt-basic` in float32; `plain` as it was traced, in float32."""
     proto = attention_block(head, causal=causal)
     model = ir.from_proto(proto)
     if form in ("trt-basic", "trt-legacy"):
         to_float16(model)
     if form != "plain":
-        rewrite(model, FORMS[form])
+        rewrite(model, FORMS["trt-basic" if form == "trt-f32" else form])
     path = folder / f"{form}-{head}-{causal}.onnx"
     ir.save(model, path)
     shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim][1:] for value in proto.graph.input}

@@ -76,10 +76,7 @@ class LocalWorkshop:
         return built.plan, self._check(bundle, planned, target, built)
 
     def _tuning(self, bundle: Bundle, planned: EngineBuild) -> Tuning:
-        weights = bundle.component(planned.component).weights
-        exchangeable: tuple[str, ...] = ()
-        if self._options.refittable and weights is not None:
-            exchangeable = tuple(name for name, array in bundle.tensors(weights).items() if array.ndim > 1)
+        exchangeable = matrices(bundle, planned.component) if self._options.refittable else ()
         return Tuning(planned.precision, exchangeable, self._workspace, self._place / "timing.cache")
 
     def _check(self, bundle: Bundle, planned: EngineBuild, target: Target, built: Built) -> Checked:
@@ -133,6 +130,12 @@ class LocalWorkshop:
             yield reference.run if component.weights is None else build_check.row_by_row(reference.run, planned)
         finally:
             reference.close()
+
+
+def matrices(bundle: Bundle, component: str) -> tuple[str, ...]:
+    """The names of a component's weights that are no biases or norms."""
+    weights = bundle.component(component).weights
+    return () if weights is None else tuple(name for name, array in bundle.tensors(weights).items() if array.ndim > 1)
 
 
 def activation_memory(engine: trt.ICudaEngine) -> int:
