@@ -67,7 +67,8 @@ def report(label: str, engine: Account) -> None:
     """The sums in one line, then a line for each kind, the most frequent first."""
     memory = f"{engine.activations / 1e6:.0f} MB of activations, {engine.weights / 1e6:.0f} MB of weights"
     fused = engine.of(FUSED_ATTENTION)
-    sums = f"{len(engine.launches)} launches, {engine.bytes / 1e6:.0f} MB read and written, {fused} fused attentions"
+    launches = f"{len(engine.launches)} launches ({engine.moves} of them casts and moves)"
+    sums = f"{launches}, {engine.bytes / 1e6:.0f} MB read and written, {fused} fused attentions"
     print(f"{label}: {sums}, {memory}", flush=True)
     kinds = Counter(launch.kind for launch in engine.launches)
     for kind, count in kinds.most_common():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from sd_export.tensorrt_.launches import CLEAR, FUSED_ATTENTION, Launch, Tensor, read_account
 from sd_runtime.errors import ExportError
@@ -23,6 +25,7 @@ def test_the_log_is_read() -> None:
     assert (attention.kind, attention.bytes) == (FUSED_ATTENTION, 2 * 16 * 64 * 40 * 2)
     assert (convolution.kind, convolution.outputs) == ("correlation", (Tensor((2, 320, 8, 8), "Float"),))
     assert got.bytes == 128 * 4 + attention.bytes + 2 * 320 * 8 * 8 * 4
+    assert got.moves == 0 and replace(got, launches=(replace(clear, kind="SlicReshTran"), *got.launches)).moves == 1
     assert (got.activations, got.weights, got.of(CLEAR)) == (84194816, 1719042944, 1)
 
 

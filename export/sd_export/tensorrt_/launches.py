@@ -25,6 +25,7 @@ _LAYER = re.compile(
 )
 _TENSOR = re.compile(r"Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 _GENERATED = re.compile(r"__myl_([A-Za-z]+?)_myl\d")  # a kernel made of the operations in its name
+_MOVE = re.compile(r"(?:Cast|Resh|Tran|Slic|Move|Repl|Conc)+")  # what a generated kernel does that computes nothing
 _MEMORY = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 
@@ -74,6 +75,11 @@ class Account:
     def bytes(self) -> int:
         """Read and written by all launches."""
         return sum(launch.bytes for launch in self.launches)
+
+    @property
+    def moves(self) -> int:
+        """How many launches compute nothing: casts, copies, other layouts."""
+        return sum(_MOVE.fullmatch(launch.kind) is not None for launch in self.launches)
 
     def of(self, kind: str) -> int:
         """How many launches are of a kind."""
