@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .networks.vae import Posterior as Posterior
     from .pipeline import Pipeline as Pipeline
     from .prepared import Prepared as Prepared
+    from .prepared import Start as Start
     from .prompt import PromptEmbeddings as PromptEmbeddings
     from .prompt import Tokenizer as Tokenizer
     from .request import Defaults as Defaults
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from .serve.limits import Limits as Limits
     from .serve.limits import Status as Status
     from .serve.policy import PolicyName as PolicyName
+    from .serve.scheduler import Scheduler as Scheduler
 
 from ._version import __version__ as __version__
 
@@ -113,9 +115,11 @@ _HOME = {
     "SafeTensors": "bundle.safetensors_file",
     "SafetyChecker": "networks.safety_checker",
     "SamplingPlan": "sampling",
+    "Scheduler": "serve.scheduler",
     "SchedulerConfig": "sampling",
     "Served": "serve.job",
     "Stages": "generation",
+    "Start": "prepared",
     "Status": "serve.limits",
     "Step": "result",
     "StepCurve": "serve.curve",
