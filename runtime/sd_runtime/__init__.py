@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from .engines.backend import Backend as Backend
     from .engines.engines import Engines as Engines
     from .errors import BundleError as BundleError
+    from .errors import CancelledError as CancelledError
+    from .errors import DeadlineError as DeadlineError
     from .errors import DependencyError as DependencyError
     from .errors import EngineError as EngineError
     from .errors import ExportError as ExportError
     from .errors import NumericalError as NumericalError
     from .errors import OutOfMemoryError as OutOfMemoryError
+    from .errors import OverloadedError as OverloadedError
     from .errors import ParityError as ParityError
     from .errors import SDError as SDError
     from .errors import UsageError as UsageError
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from .networks.vae import Posterior as Posterior
     from .pipeline import Pipeline as Pipeline
     from .prepared import Prepared as Prepared
+    from .prepared import Start as Start
     from .prompt import PromptEmbeddings as PromptEmbeddings
     from .prompt import Tokenizer as Tokenizer
     from .request import Defaults as Defaults
@@ -59,14 +63,26 @@ if TYPE_CHECKING:
     from .result import Timings as Timings
     from .sampling import SamplingPlan as SamplingPlan
     from .sampling import SchedulerConfig as SchedulerConfig
+    from .serve.async_pipeline import AsyncPipeline as AsyncPipeline
+    from .serve.curve import StepCurve as StepCurve
+    from .serve.job import Served as Served
+    from .serve.job import Ticket as Ticket
+    from .serve.job import Times as Times
+    from .serve.limits import Limits as Limits
+    from .serve.limits import Status as Status
+    from .serve.policy import PolicyName as PolicyName
+    from .serve.scheduler import Scheduler as Scheduler
 
 from ._version import __version__ as __version__
 
 _HOME = {
+    "AsyncPipeline": "serve.async_pipeline",
     "Backend": "engines.backend",
     "Bundle": "bundle.bundle",
     "BundleError": "errors",
+    "CancelledError": "errors",
     "Component": "bundle.manifest",
+    "DeadlineError": "errors",
     "Decoded": "networks.vae",
     "Defaults": "request",
     "DependencyError": "errors",
@@ -77,14 +93,17 @@ _HOME = {
     "GraphFiles": "bundle.bundle",
     "Guidance": "loop.guidance",
     "Inputs": "inputs",
+    "Limits": "serve.limits",
     "Manifest": "bundle.manifest",
     "NumericalError": "errors",
     "Options": "request",
     "OutOfMemoryError": "errors",
+    "OverloadedError": "errors",
     "Parameters": "images.metadata",
     "ParityError": "errors",
     "Picture": "images.convert",
     "Pipeline": "pipeline",
+    "PolicyName": "serve.policy",
     "Posterior": "networks.vae",
     "Prepared": "prepared",
     "PromptEmbeddings": "prompt",
@@ -96,9 +115,16 @@ _HOME = {
     "SafeTensors": "bundle.safetensors_file",
     "SafetyChecker": "networks.safety_checker",
     "SamplingPlan": "sampling",
+    "Scheduler": "serve.scheduler",
     "SchedulerConfig": "sampling",
+    "Served": "serve.job",
     "Stages": "generation",
+    "Start": "prepared",
+    "Status": "serve.limits",
     "Step": "result",
+    "StepCurve": "serve.curve",
+    "Ticket": "serve.job",
+    "Times": "serve.job",
     "Timings": "result",
     "Tokenizer": "prompt",
     "UsageError": "errors",

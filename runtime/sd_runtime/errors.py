@@ -8,7 +8,10 @@
     ├── EngineError              an engine cannot be loaded or run              exit code 1
     │   └── OutOfMemoryError     ... because device or host memory ran out      also a MemoryError
     ├── NumericalError           NaN or infinity where numbers should be        exit code 1
-    └── ParityError              an output is too far from its reference        exit code 1
+    ├── ParityError              an output is too far from its reference        exit code 1
+    ├── OverloadedError          a service's queue is full                      exit code 1
+    ├── DeadlineError            a request was not done at its deadline         exit code 1
+    └── CancelledError           a request was cancelled, or its service closed exit code 1
 
 Every message says what went wrong and, where they exist, what was got, what would have been accepted, and the remedy:
 
@@ -88,3 +91,20 @@ class NumericalError(SDError):
 class ParityError(SDError):
     """A bundle computes something else than the checkpoint that it was made from; names the first output beyond its
     limit."""
+
+
+class OverloadedError(SDError):
+    """A service's queue is full; in about `retry_after` seconds, by its measured speed, there is room again."""
+
+    def __init__(self, waiting: int, limit: int, retry_after: float) -> None:
+        self.retry_after = max(retry_after, 1.0)
+        remedy = f"try again in {self.retry_after:.0f} s"
+        super().__init__("requests in the queue", got=waiting, accepted=f"fewer than {limit}", remedy=remedy)
+
+
+class DeadlineError(SDError):
+    """A request was not done at its deadline; no step of it is run any more."""
+
+
+class CancelledError(SDError):
+    """A request was cancelled, or its service was closed before it was done."""

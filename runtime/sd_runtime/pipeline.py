@@ -161,10 +161,14 @@ class Pipeline:
         self.check(request)
         return make_inputs(request, self.latent_shape(request), image, latents)
 
-    def prepare(self, request: Request, inputs: Inputs = NO_INPUTS) -> Prepared:
-        """Make a request ready to run: its prompts and its pictures are encoded here, once."""
+    def prepare(
+        self, request: Request, inputs: Inputs = NO_INPUTS, embeddings: PromptEmbeddings | None = None
+    ) -> Prepared:
+        """Make a request ready to run: its prompts and its pictures are encoded here, once.
+
+        embeddings: what `encode_prompts` gave for the same prompts."""
         plan, started = self.plan(request), time.perf_counter()
-        embeddings = self.encode_prompts(request)
+        embeddings = self.encode_prompts(request) if embeddings is None else embeddings
         encoded = time.perf_counter()
         posterior = None if inputs.pictures is None else self.encode_samples(inputs.pictures)
         return Prepared(
@@ -184,14 +188,17 @@ class Pipeline:
         """What runs a prepared request on this pipeline's networks."""
         if not isinstance(prepared, Prepared):
             raise UsageError("prepared", got=repr(prepared), accepted="what `prepare` gives")
-        stages = Stages(
+        return Generation(prepared, self.stages(prepared))
+
+    def stages(self, prepared: Prepared) -> Stages:
+        """What a prepared request runs through on this pipeline's networks."""
+        return Stages(
             denoiser=self.loops.denoiser,
             decode=self.loops.decode,
             safety_checker=self.safety_checker,
             preview_matrix=self.preview_matrix,
             parameters=partial(self.parameters, prepared.request, inputs=prepared.inputs),
         )
-        return Generation(prepared, stages)
 
     def scheduler(self, request: Request) -> SchedulerConfig:
         """The sampler that a request names, with the checkpoint's own training schedule."""

@@ -11,10 +11,23 @@ import sd_runtime
 
 # Names in annotations that are Python's, numpy's or Pillow's; Array is numpy's ndarray by a shorter name.
 OTHERS = {
-    *("Any", "Array", "Callable", "Generator", "Iterable", "Iterator", "Sequence", "Mapping", "Literal", "None"),
+    *(
+        "Any",
+        "Array",
+        "AsyncIterator",
+        "Callable",
+        "Generator",
+        "Iterable",
+        "Iterator",
+        "Sequence",
+        "Mapping",
+        "Literal",
+        "None",
+    ),
     *("Path", "PathLike", "Image", "Unpack", "NDArray"),
 }
-PUBLIC = ("Bundle", "Generation", "Pipeline", "Prepared", "Request", "Result", "Step", "make_request", "save_png")
+PUBLIC = ("AsyncPipeline", "Bundle", "Generation", "Pipeline", "Prepared", "Request", "Result", "Scheduler", "Step")
+PUBLIC += ("make_request", "save_png")
 
 
 def annotations(thing: Any) -> set[str]:

@@ -1,0 +1,1 @@
+"""Serving: many requests on one pipeline, sharing evaluations of the UNet (`AsyncPipeline`)."""
