@@ -13,6 +13,7 @@ from sd_runtime.cli.arguments import ArgumentParser
 from sd_runtime.cli.console import run
 from sd_runtime.errors import UsageError
 
+from .choices import PREDICTION_TYPES
 from .networks.registry import SELECTABLE
 from .options import PRECISIONS, ExportOptions
 from .tensorrt_ import cli as build_cli
@@ -43,6 +44,10 @@ def build_parser() -> ArgumentParser:
     add("--precision", default="fp32", choices=PRECISIONS, help="of weights and arithmetic (default: fp32)")
     add("--revision", metavar="REV", help="branch, tag or commit on the hub")
     everything = f"export only these (default: all that the model has of {','.join(SELECTABLE)})"
+    predicts = "what the UNet predicts, where the checkpoint does not say: SD 2.x and v models as single files"
+    add("--prediction-type", choices=PREDICTION_TYPES, help=predicts)
+    pickles = "convert .bin and .ckpt, in a process that loads nothing but weights"
+    add("--allow-pickle", action="store_true", help=pickles)
     add("--components", metavar="A,B", help=everything)
     add("--vae", metavar="MODEL", help="another VAE: a hub id, a folder, or a .safetensors file")
     add("--taesd", metavar="MODEL", help="add a tiny decoder for sd-run --fast-decoder: a hub id or a folder")
@@ -76,6 +81,8 @@ def _run(args: argparse.Namespace) -> None:
         taesd=args.taesd,
         verify=not args.no_verify,
         force=args.force,
+        prediction_type=args.prediction_type,
+        allow_pickle=args.allow_pickle,
     )
     engines = _engines(args)
     if args.tensorrt:

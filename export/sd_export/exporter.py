@@ -37,12 +37,14 @@ from sd_runtime.request import Defaults, make_request
 from sd_runtime.sampling import SchedulerConfig, make_plan
 
 from . import pack
-from .networks.registry import PART, REGISTRY
+from .card import CARD, make_card, read_license
+from .layout import SCHEDULER, json_bytes, write_configs
+from .networks.registry import REGISTRY
 from .options import ExportOptions
 from .progress import Progress
 from .signature import MAX_CELLS, MIN_CELLS, Sizes
 from .source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
-from .source.checkpoint import FEATURE_EXTRACTOR, SAFETY_CHECKER
+from .source.checkpoint import SAFETY_CHECKER
 from .verify.reference import TENSORS, Reference
 
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "filelock")
@@ -76,12 +78,13 @@ def export(options: ExportOptions, *, quiet: bool = True) -> Path:
                 components = _export_components(names, options, checkpoint, folder, progress)
                 reference = _store_reference(names, checkpoint, defaults, folder, progress) if options.verify else None
                 with progress.stage("pack"):
-                    _write_configs(checkpoint, names, folder)
+                    write_configs(checkpoint, names, folder)
                     manifest = _manifest(options, checkpoint, latent, defaults, components, folder)
                     (folder / MANIFEST).write_bytes(manifest.to_bytes())
                 if reference is not None:
-                    verified = replace(manifest, verification=_verify(folder, reference, progress))
-                    (folder / MANIFEST).write_bytes(verified.to_bytes())
+                    manifest = replace(manifest, verification=_verify(folder, reference, progress))
+                    (folder / MANIFEST).write_bytes(manifest.to_bytes())
+                (folder / CARD).write_text(make_card(manifest, checkpoint, _license(checkpoint)), encoding="utf-8")
     return target
 
 
@@ -93,6 +96,8 @@ def _resolve(options: ExportOptions, *, quiet: bool) -> Checkpoint:
         revision=options.revision,
         safety_checker=wanted,
         own_vae=options.vae is None,
+        prediction_type=options.prediction_type,
+        allow_pickle=options.allow_pickle,
         quiet=quiet,
     )
     if options.vae is not None:
@@ -100,6 +105,12 @@ def _resolve(options: ExportOptions, *, quiet: bool) -> Checkpoint:
     if options.taesd is not None:
         checkpoint = with_taesd(checkpoint, options.taesd, quiet=quiet)
     return checkpoint
+
+
+def _license(checkpoint: Checkpoint) -> str | None:
+    """As the card beside the checkpoint's configs gives it."""
+    first = checkpoint.weights["unet"][0]
+    return read_license(first.parent.parent if "unet" not in checkpoint.prefixes else first.parent)
 
 
 def _components(options: ExportOptions, checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -158,6 +169,8 @@ def _is_current(target: Path, options: ExportOptions, names: tuple[str, ...], ch
         manifest.source.files == dict(checkpoint.files)
         and {name: part.files for name, part in manifest.parts.items()} == _part_files(checkpoint)
         and manifest.precision == options.precision
+        and (target / SCHEDULER).is_file()
+        and (target / SCHEDULER).read_bytes() == json_bytes(checkpoint.configs["scheduler"])
         and {n for n, c in manifest.components.items() if c.weights is not None} == set(names)
         and manifest.exporter == _exporter()
         and (not options.verify or (manifest.verification is not None and not manifest.verification.skipped))
@@ -186,33 +199,6 @@ def _refuse_to_overwrite(target: Path, *, force: bool) -> None:
         got = f"a {found.get('precision')} bundle of {source.get('id') if isinstance(source, dict) else None}"
         remedy = "replace it with --force, or choose another place with --output"
         raise ExportError(f"{target} exists", got=got, remedy=remedy)
-
-
-def _write_configs(checkpoint: Checkpoint, components: tuple[str, ...], folder: Path) -> None:
-    """The files that make the bundle a diffusers folder: model_index.json, each config.json, scheduler, tokenizer."""
-    checked = SAFETY_CHECKER in components
-    others = {  # optimum would load a safety checker with torch, and needs none
-        "safety_checker": [None, None],
-        "requires_safety_checker": False,
-        "feature_extractor": ["transformers", "CLIPImageProcessor"] if checked else [None, None],
-        "image_encoder": [None, None],
-        "_class_name": checkpoint.family.pipelines[0],
-    }
-    _write_json(folder / "model_index.json", dict(checkpoint.model_index) | others)
-    _write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.configs["scheduler"])
-    if checked:
-        _write_json(folder / FEATURE_EXTRACTOR / "preprocessor_config.json", checkpoint.configs[FEATURE_EXTRACTOR])
-    for name in components:
-        _write_json(folder / name / "config.json", checkpoint.configs[PART[name]])
-    (folder / "tokenizer").mkdir()
-    for name, content in checkpoint.tokenizer.items():
-        (folder / "tokenizer" / name).write_bytes(content)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    kept = {key: item for key, item in value.items() if key != "_name_or_path"}  # it may be a path of some machine
-    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _manifest(

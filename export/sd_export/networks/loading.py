@@ -35,11 +35,14 @@ def state_dict(checkpoint: Checkpoint, part: str) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     prefix = checkpoint.prefixes.get(part)
-    with safe_open(str(checkpoint.weights[part]), framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix or "")}  # noqa: SIM118
+    state: dict[str, Tensor] = {}
+    for path in checkpoint.weights[part]:
+        with safe_open(str(path), framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix or "")]  # noqa: SIM118 - not a dict
+            state |= {name: file.get_tensor(name) for name in names}
     if prefix is None:
         return state
-    return single_file.to_diffusers(checkpoint.weights[part].name, part, state, checkpoint.configs[part])
+    return single_file.to_diffusers(checkpoint.weights[part][0].name, part, state, checkpoint.configs[part])
 
 
 def fill(checkpoint: Checkpoint, part: str, model: Any, state: dict[str, Tensor]) -> Any:
@@ -55,7 +58,7 @@ def fill(checkpoint: Checkpoint, part: str, model: Any, state: dict[str, Tensor]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ExportError(
-            f"{checkpoint.weights[part]} does not hold the {part} that its config describes: "
+            f"{checkpoint.place(part)} does not hold the {part} that its config describes: "
             f"{one_line('; '.join(problems[:3]), 300)}{more}"
         )
     _check_finite(checkpoint, part, state)
@@ -72,6 +75,6 @@ def _check_finite(checkpoint: Checkpoint, part: str, state: dict[str, Tensor]) -
             low, high = (float(extreme) for extreme in torch.aminmax(tensor))  # NaN if one number is
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise ExportError(
-                    f"{checkpoint.weights[part]}: tensor {one_line(name)} of the {part} holds NaN or infinity",
+                    f"{checkpoint.place(part)}: tensor {one_line(name)} of the {part} holds NaN or infinity",
                     remedy="fetch the checkpoint again; where it was made so, nothing can be drawn with it",
                 )

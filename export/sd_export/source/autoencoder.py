@@ -15,9 +15,11 @@ from sd_runtime.errors import ExportError, one_line
 
 from . import hub, single_file
 from .checkpoint import TAESD, Checkpoint, Config, explain_read_errors, hash_files
-from .folder import PICKLES, read_json, refuse_pickle, weights_name
-from .header import tensor_shapes
+from .folder import INDEX, read_json, weights_name
+from .header import check_size, tensor_shapes
+from .pickles import is_pickle, refuse_pickle
 from .resolve import existing_path, fetch
+from .usable import check_sizes
 
 VAE_CLASS, TAESD_CLASS = "AutoencoderKL", "AutoencoderTiny"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model"
@@ -39,13 +41,14 @@ class AutoencoderFiles:
         return found.removesuffix(CONFIG)
 
     def small_files(self, model: str, names: Collection[str]) -> list[str]:
-        return [self.place(model, names) + CONFIG]
+        place = self.place(model, names)
+        return [place + CONFIG, *(name for name in names if name.startswith(place + WEIGHTS) and name.endswith(INDEX))]
 
     def weight_files(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
         place = self.place(model, names)
         if (found := read_json(folder / place / CONFIG).get("_class_name")) != self.class_name:
             raise ExportError(f"'{one_line(model)}'", got=one_line(found), accepted=self.class_name)
-        return [weights_name(f"'{one_line(model)}' has no weights", place + WEIGHTS, names)]
+        return [*weights_name(f"'{one_line(model)}' has no weights", model, folder, place + WEIGHTS, names)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class _Autoencoder:
     """An autoencoder that was found; `prefix`: the start of its keys, where these are CompVis'."""
 
     config: Config
-    weights: Path
+    weights: tuple[Path, ...]
     source: Source
     prefix: str | None = None
 
@@ -87,21 +90,26 @@ def _find(model: str, folder: Path | None, class_name: str, quiet: bool) -> _Aut
     root = snapshot.folder if snapshot is not None else folder
     assert root is not None
     names = {path.relative_to(root).as_posix() for path in (*root.glob("*"), *root.glob("vae/*")) if path.is_file()}
-    (config,) = selection.small_files(model, names)
-    (weights,) = selection.weight_files(model, root, names)
-    files = hash_files(root, [config, weights])
+    config, *_ = selection.small_files(model, names)
+    weights = [root / name for name in selection.weight_files(model, root, names)]
+    for path in weights:
+        check_size(path)
+        tensor_shapes(path)
+    files = hash_files(root, [config, *(path.relative_to(root).as_posix() for path in weights)])
     if snapshot is not None:
         files = hub.repair(snapshot, files)
-    tensor_shapes(root / weights)
     source = Source(model if snapshot else root.name, snapshot.commit if snapshot else None, files)
-    return _Autoencoder(read_json(root / config), root / weights, source)
+    found = read_json(root / config)
+    check_sizes(model, {"vae": found})
+    return _Autoencoder(found, tuple(weights), source)
 
 
 def _from_file(model: str, path: Path) -> _Autoencoder:
-    if path.suffix.lower() in PICKLES:
-        raise refuse_pickle(path.name)
+    check_size(path)
+    if is_pickle(path):
+        raise refuse_pickle(path.name, model, "give the VAE as .safetensors")
     config, prefix = single_file.infer_vae(model, tensor_shapes(path))
-    return _Autoencoder(config, path, Source(path.name, None, hash_files(path.parent, [path.name])), prefix)
+    return _Autoencoder(config, (path,), Source(path.name, None, hash_files(path.parent, [path.name])), prefix)
 
 
 def _levels(config: Config, field: str) -> int:

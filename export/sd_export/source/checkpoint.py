@@ -14,6 +14,7 @@ from sd_runtime.bundle.manifest import Source
 from sd_runtime.errors import ExportError, one_line
 
 from .families.base import Family
+from .pickles import Converted
 
 Config = Mapping[str, Any]
 NETWORKS = ("text_encoder", "unet", "vae")
@@ -31,11 +32,12 @@ class Checkpoint:
     model_index  the JSON of model_index.json
     configs      the JSON of text_encoder, unet, vae and scheduler as in a diffusers folder, whatever the layout on
                  disk; with a safety checker also safety_checker and feature_extractor, with a fast decoder also taesd
-    weights      the .safetensors file of each network; the same file for all networks of a single-file checkpoint
+    weights      the .safetensors files of each network: one, its shards, or one that all networks share
     tokenizer    the tokenizer's files, name → content, always with vocab.json and merges.txt
     files        each file that was read (relative, POSIX) → its SHA-256 in hex
     prefixes     network → the start of its keys, for networks whose file has CompVis' keys
     parts        network → its own source, for networks from elsewhere
+    converted    keeps the files that were made of pickles, as long as it lives
     """
 
     id: str
@@ -44,11 +46,17 @@ class Checkpoint:
     family: Family
     model_index: Config
     configs: Mapping[str, Config]
-    weights: Mapping[str, Path]
+    weights: Mapping[str, tuple[Path, ...]]
     tokenizer: Mapping[str, bytes]
     files: Mapping[str, str]
     prefixes: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Source] = field(default_factory=dict)
+    converted: Converted | None = field(default=None, compare=False)
+
+    def place(self, network: str) -> str:
+        """Where a network's weights lie, for people."""
+        first, *more = self.weights[network]
+        return f"{first} and {len(more)} more" if more else str(first)
 
 
 @contextmanager

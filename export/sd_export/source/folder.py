@@ -17,7 +17,8 @@ from sd_runtime.errors import BundleError, ExportError, one_line
 from . import tokenizer
 from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config
 from .families.check import check_networks, check_pipeline, class_of, has_safety_checker
-from .usable import check_usable
+from .pickles import is_pickle, refuse_pickle
+from .usable import check_sizes, check_usable
 
 MODEL_INDEX = "model_index.json"
 CONFIGS = {network: f"{network}/config.json" for network in NETWORKS} | {"scheduler": "scheduler/scheduler_config.json"}
@@ -32,10 +33,12 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     SAFETY_CHECKER: "model",
 }
+INDEX = ".index.json"  # after the name that the weights would have in one file
 VARIANTS = (".safetensors", ".fp16.safetensors")  # full precision first, as the export decides on precision itself
 PARTS = (*NETWORKS, "scheduler", "tokenizer", SAFETY_CHECKER, FEATURE_EXTRACTOR)
 WITHOUT_CHECKER = "to export without it: --components text_encoder,unet,vae_decoder,vae_encoder"
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLED = {"text_encoder": "pytorch_model", SAFETY_CHECKER: "pytorch_model"}  # stems of pickles, where they differ
+MOST_SHARDS = 64
 CONFIG_LIMIT, TOKENIZER_LIMIT = 1 << 20, 64 << 20  # bytes
 
 
@@ -59,6 +62,7 @@ class PipelineFiles:
     """Which files of a repository make a pipeline; `safety_checker`: its safety checker's, too."""
 
     safety_checker: bool = True
+    allow_pickle: bool = False
     index_files = (MODEL_INDEX,)
 
     def small_files(self, model: str, names: Collection[str]) -> list[str]:
@@ -67,12 +71,13 @@ class PipelineFiles:
             single = any("/" not in name and name.endswith(".safetensors") for name in names)
             remedy = "download its single-file checkpoint and give the path" if single else None
             raise ExportError(f"hub model '{model}' is not in diffusers layout (no {MODEL_INDEX})", remedy=remedy)
-        return config_names(names)
+        return [*config_names(names), *index_names(names)]
 
     def weight_files(self, model: str, folder: Path, names: Collection[str]) -> list[str]:
         """The weight files, after those of `small_files` were read and checked in `folder`."""
         networks = read_configs(model, folder, safety_checker=self.safety_checker).networks
-        return list(weight_names(model, names, networks).values())
+        found = weight_names(model, folder, names, networks, allow_pickle=self.allow_pickle)
+        return [name for files in found.values() for name in files]
 
 
 def list_names(folder: Path) -> set[str]:
@@ -87,31 +92,63 @@ def config_names(names: Collection[str]) -> list[str]:
     return [name for name in known if name in names]
 
 
-def weight_names(model: str, names: Collection[str], networks: Iterable[str] = NETWORKS) -> dict[str, str]:
-    """Network → its weights file among `names`."""
+def index_names(names: Collection[str]) -> list[str]:
+    """The indices of weights in shards, of those in `names`."""
+    return [name for name in names if name.endswith(INDEX) and name.partition("/")[0] in WEIGHTS]
+
+
+def weight_names(
+    model: str, folder: Path, names: Collection[str], networks: Iterable[str] = NETWORKS, *, allow_pickle: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Network → its weights among `names`, relative to `folder`, where the indices of shards lie already."""
     problem = f"model '{one_line(model)}' has no weights for"
-    return {name: weights_name(f"{problem} {name}", f"{name}/{WEIGHTS[name]}", names) for name in networks}
+    return {
+        name: weights_name(
+            f"{problem} {name}", model, folder, f"{name}/{WEIGHTS[name]}", names, allow_pickle=allow_pickle
+        )
+        for name in networks
+    }
 
 
-def weights_name(problem: str, stem: str, names: Collection[str]) -> str:
-    """The weights among `names`: safetensors, full precision before fp16.  ExportError: pickles, or `problem`."""
+def weights_name(
+    problem: str, model: str, folder: Path, stem: str, names: Collection[str], *, allow_pickle: bool = False
+) -> tuple[str, ...]:
+    """The weights among `names`: safetensors, full precision before fp16, whole before in shards; last, where the user
+    allows them, pickles.  ExportError: there are pickles only, or `problem`."""
     candidates = [stem + variant for variant in VARIANTS]
     if (found := next((name for name in candidates if name in names), None)) is not None:
-        return found
+        return (found,)
+    if (index := next((name + INDEX for name in candidates if name + INDEX in names), None)) is not None:
+        return _shards(folder / index, index, names)
     optional = WITHOUT_CHECKER if stem.startswith(SAFETY_CHECKER) else None
     place = stem.rpartition("/")[0]
-    for name in sorted(names):
-        if name.rpartition("/")[0] == place and name.endswith(PICKLES):
-            raise refuse_pickle(name, optional)
-    raise ExportError(problem, accepted=" or ".join(candidates), remedy=optional)
+    pickles = sorted(name for name in names if name.rpartition("/")[0] == place and is_pickle(name))
+    if not pickles:
+        raise ExportError(problem, accepted=" or ".join(candidates), remedy=optional)
+    old = f"{place}/{PICKLED[place]}" if place in PICKLED else stem
+    whole = [name for name in (f"{old}.bin", f"{old}.fp16.bin") if name in pickles]
+    if not allow_pickle:
+        raise refuse_pickle(pickles[0], model, optional)
+    if not whole:
+        raise ExportError(f"{pickles[0]} is a pickle of another name", accepted=f"{old}.bin", remedy=optional)
+    return (whole[0],)
 
 
-def refuse_pickle(name: str, remedy: str | None = None) -> ExportError:
-    return ExportError(
-        f"{one_line(name)} is a pickle, which can run code when it is opened",
-        accepted=".safetensors",
-        remedy=remedy or "convert it to safetensors where you trust it, or choose a checkpoint that has them",
-    )
+def _shards(path: Path, index: str, names: Collection[str]) -> tuple[str, ...]:
+    """The files that an index names.  ExportError: it is malformed, names files elsewhere, or one is missing."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ExportError(f"{path}: weight_map", got=type(places).__name__, accepted="an object of file names")
+    shards = sorted(set(places.values()))
+    inside = [f"{index.rpartition('/')[0]}/{shard}".lstrip("/") for shard in shards]
+    if len(shards) > MOST_SHARDS:
+        raise ExportError(f"{path}: shards", got=len(shards), accepted=f"at most {MOST_SHARDS}")
+    for shard in shards:
+        if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
+            raise ExportError(f"{path}: shard", got=shard, accepted="a .safetensors file beside it")
+    if missing := [name for name in inside if name not in names]:
+        raise ExportError(f"{path} names shards that are missing", got=", ".join(missing[:3]), remedy="fetch them")
+    return tuple(inside)
 
 
 def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> FolderConfigs:
@@ -130,6 +167,7 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
     readers = {"scheduler": _read_scheduler}
     configs = {part: readers.get(part, read_json)(folder / name) for part, name in wanted.items()}
     configs["scheduler"] = _as_pipeline(configs["scheduler"], model_index)
+    check_sizes(model, configs)
     check_networks(model, configs)
     files = {name: _read(folder / name, TOKENIZER_LIMIT) for name in TOKENIZER if name in names}
     vocabulary = tokenizer.complete({name.split("/")[1]: text for name, text in files.items()}, str(folder))

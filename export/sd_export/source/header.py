@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sd_runtime.errors import ExportError, one_line
 
+FILE_LIMIT = 32 << 30  # bytes, as in a bundle; a whole Stable Diffusion in float32 takes 6e9
 HEADER_LIMIT = 32 << 20  # bytes; Stable Diffusion's own headers stay below 0.5 MB
 
 
@@ -23,6 +24,16 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise _damaged(path, one_line(str(error))) from error
+
+
+def check_size(path: Path) -> None:
+    """ExportError before anything of a file is read that is larger than any weights of a supported model."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read ({error.strerror})") from error
+    if size > FILE_LIMIT:
+        raise ExportError(f"{path} is too large", got=f"{size} bytes", accepted=f"at most {FILE_LIMIT}")
 
 
 def _check_start(path: Path) -> None:

@@ -39,14 +39,15 @@ def complete(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
     return dict(files) | made
 
 
-def clip() -> dict[str, bytes]:
-    """The files of CLIP's tokenizer as in Stable Diffusion 1.5: 49408 tokens, padded with the end-of-text token."""
+def clip(pad: str = CLIP_SPECIAL[1]) -> dict[str, bytes]:
+    """The files of CLIP's tokenizer, 49408 tokens: as in Stable Diffusion 1.5, padded with the end-of-text token; with
+    pad "!" as in Stable Diffusion 2."""
     text = gzip.decompress(CLIP_MERGES.read_bytes()).decode()
     merges = text.splitlines()[1:]
     alphabet = byte_alphabet()
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(m.replace(" ", "") for m in merges), *CLIP_SPECIAL]
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), CLIP_SPECIAL[1])
-    special["bos_token"] = CLIP_SPECIAL[0]
+    special |= {"bos_token": CLIP_SPECIAL[0], "pad_token": pad}
     config = {
         "add_prefix_space": False,
         "do_lower_case": True,

@@ -15,6 +15,8 @@ from sd_runtime.cli.arguments import ArgumentParser
 from sd_runtime.cli.console import run_parsed
 from sd_runtime.errors import DependencyError, SDError, UsageError
 
+from ..choices import PREDICTION_TYPES
+
 if TYPE_CHECKING:
     from sd_runtime.bundle.bundle import Bundle
     from sd_runtime.pipeline import Pipeline
@@ -103,11 +105,15 @@ def _checkpoint(args: argparse.Namespace, bundle: Bundle) -> Checkpoint | None:
         return None
     if missing:
         raise DependencyError(f"--against needs {', '.join(missing)}", remedy='pip install "sd-lean[export]"')
+    from sd_runtime.sampling import SchedulerConfig
+
     from .origin import difference, find_source, open_checkpoint
 
     if args.against is None:
         return find_source(bundle.manifest)
-    checkpoint = open_checkpoint(args.against, bundle.manifest)
+    told = SchedulerConfig.from_bytes(bundle.read("scheduler/scheduler_config.json")).prediction_type
+    known = next((kind for kind in PREDICTION_TYPES if kind == told), None)
+    checkpoint = open_checkpoint(args.against, bundle.manifest, known)
     if note := difference(checkpoint, bundle.manifest):
         print(f"sd-verify: {note}", file=sys.stderr)
     return checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 from sd_runtime.bundle.manifest import Manifest, Source
 from sd_runtime.errors import ExportError, SDError
 
+from ..choices import PredictionType
 from ..source import Checkpoint, resolve_checkpoint, with_taesd, with_vae
 from ..source.checkpoint import SAFETY_CHECKER, TAESD
 from ..source.resolve import DEMO
@@ -14,12 +15,21 @@ from ..source.resolve import DEMO
 INDEX_FILES = ("model_index.json", "vae/config.json", "config.json")  # every repository has one of these
 
 
-def open_checkpoint(model: str, manifest: Manifest) -> Checkpoint:
+def open_checkpoint(model: str, manifest: Manifest, prediction_type: PredictionType | None = None) -> Checkpoint:
     """`model`, as sd-export takes it, with the parts that the bundle has from elsewhere.
+
+    prediction_type: the bundle's, which a single file need not tell.
 
     ExportError: one of those is not on this machine."""
     wanted = SAFETY_CHECKER in manifest.components
-    checkpoint = resolve_checkpoint(model, safety_checker=wanted, quiet=True)
+    single = Path(model).is_file()
+    checkpoint = resolve_checkpoint(
+        model,
+        safety_checker=wanted,
+        own_vae="vae" not in manifest.parts,
+        prediction_type=prediction_type if single else None,
+        quiet=True,
+    )
     for part, add in (("vae", with_vae), (TAESD, with_taesd)):
         if (source := manifest.parts.get(part)) is not None:
             place = find(source)

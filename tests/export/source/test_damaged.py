@@ -42,7 +42,7 @@ def test_fault_11_pickle_checkpoint(tmp_path, suffix) -> None:
     canary = tmp_path / "canary"
     path = tmp_path / f"model{suffix}"
     path.write_bytes(pickle.dumps(Canary(canary)))
-    with pytest.raises(ExportError, match=r"is a pickle.*accepted \.safetensors; convert it"):
+    with pytest.raises(ExportError, match=r"is a pickle.*accepted \.safetensors; sd-export --model .* --allow-pickle"):
         resolve_checkpoint(str(path))
     assert not canary.exists()
 

@@ -43,7 +43,7 @@ def test_folder_is_described(tiny) -> None:
     assert set(checkpoint.weights) == {"text_encoder", "unet", "vae"}
     for name, digest in checkpoint.files.items():
         assert digest == hashlib.sha256((tiny.folder / name).read_bytes()).hexdigest()
-    assert {str(path.relative_to(tiny.folder)) for path in checkpoint.weights.values()} < checkpoint.files.keys()
+    assert {str(path.relative_to(tiny.folder)) for (path,) in checkpoint.weights.values()} < checkpoint.files.keys()
 
 
 def test_demo_is_found_without_a_path() -> None:
@@ -64,7 +64,7 @@ def test_networks_equal_the_saved_ones(tiny) -> None:
 
 def test_checkpoint_of_2022_loads_as_its_libraries_load_it(old_folder) -> None:
     checkpoint = resolve_checkpoint(str(old_folder))
-    assert all(path.name.endswith(".fp16.safetensors") for path in checkpoint.weights.values())
+    assert all(path.name.endswith(".fp16.safetensors") for (path,) in checkpoint.weights.values())
     references = {
         "text_encoder": CLIPTextModel.from_pretrained(old_folder / "text_encoder", variant="fp16"),
         "unet": UNet2DConditionModel.from_pretrained(old_folder / "unet", variant="fp16"),
@@ -108,7 +108,7 @@ def test_full_precision_is_preferred_to_fp16(folder) -> None:
     shutil.copy(
         folder / "vae/diffusion_pytorch_model.safetensors", folder / "vae/diffusion_pytorch_model.fp16.safetensors"
     )
-    assert resolve_checkpoint(str(folder)).weights["vae"].name == "diffusion_pytorch_model.safetensors"
+    assert resolve_checkpoint(str(folder)).weights["vae"][0].name == "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize(

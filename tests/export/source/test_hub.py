@@ -167,7 +167,7 @@ try:
     {then}
     out = dict(id=c.id, name=c.name, revision=c.revision, files=dict(c.files))
     out["parts"] = {{name: [part.id, part.revision, *part.files] for name, part in c.parts.items()}}
-    out["weights"] = {{network: str(path) for network, path in c.weights.items()}}
+    out["weights"] = {{network: str(path) for network, (path,) in c.weights.items()}}
 except SDError as error:
     out = dict(error=str(error), kind=type(error).__name__)
 print(json.dumps(out | dict(torch="torch" in sys.modules)))

@@ -32,7 +32,6 @@ KEYS = (
     (r"double_blocks\.", "Flux"),
     (r"joint_blocks\.", "Stable Diffusion 3"),
     (r"^conditioner\.embedders\.", "Stable Diffusion XL"),
-    (r"^cond_stage_model\.model\.", "Stable Diffusion 2.x as a single file, whose keys do not tell what it predicts"),
     (r"^control_model\.|input_hint_block\.|^controlnet_", "a ControlNet"),
     (r"lora_", "a LoRA, an addition to a checkpoint"),
     (
