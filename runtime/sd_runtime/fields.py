@@ -95,7 +95,7 @@ class Field:
         if self.kind == "integer":
             return is_integer(value) and self.low <= operator.index(value) <= self.high  # type: ignore[arg-type]
         real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return real and math.isfinite(value) and self.low <= value <= self.high  # type: ignore[arg-type,operator]
+        return real and abs(value) < math.inf and self.low <= value <= self.high  # type: ignore[arg-type,operator]
 
 
 FIELDS: dict[str, Field] = {

@@ -86,7 +86,7 @@ class Parameters:
         for key in self.extra:
             if not re.fullmatch(_KEY, key) or key in _OWN_KEYS:
                 raise UsageError("name of an extra parameter", got=key, accepted="words that no other field uses")
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+        if self.guidance_scale is not None and not abs(self.guidance_scale) < math.inf:
             raise UsageError("guidance_scale", got=self.guidance_scale, accepted="finite numbers")
         if (self.width is None) != (self.height is None):
             raise UsageError("size", got=f"{self.width}x{self.height}", accepted="both width and height, or neither")
