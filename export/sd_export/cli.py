@@ -16,6 +16,7 @@ from sd_runtime.errors import UsageError
 from .choices import PREDICTION_TYPES
 from .networks.registry import SELECTABLE
 from .options import PRECISIONS, ExportOptions
+from .progress import mute_libraries
 from .tensorrt_ import cli as build_cli
 from .tensorrt_.cli import LIBRARY_NAMES, add_engine_flags, build_options
 from .tensorrt_.plan import BuildOptions, require_half
@@ -85,6 +86,8 @@ def _run(args: argparse.Namespace) -> None:
         allow_pickle=args.allow_pickle,
     )
     engines = _engines(args)
+    if args.quiet:
+        mute_libraries()
     if args.tensorrt:
         from .tensorrt_.build import require_library
 

@@ -6,9 +6,11 @@ Warnings that reach this package's logger meanwhile are shown in the same way.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -127,3 +129,12 @@ def describe_size(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} GB"
+
+
+def mute_libraries() -> None:
+    """Keep what diffusers, transformers and torch would say by themselves from this process, unless the environment
+    wants it: before they are imported."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")

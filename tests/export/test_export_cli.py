@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sd_export import exporter as stages
@@ -148,3 +152,46 @@ def test_warnings_of_the_package_are_notes() -> None:
         logger.info("not worth a line")
     logger.warning("nobody listens")
     assert stream.getvalue() == "a/b was removed from the hub\n"
+
+
+def test_quiet_keeps_what_the_libraries_say_to_themselves(tiny_folder: Path, tmp_path: Path) -> None:
+    """diffusers warns of a field in a config that it does not know."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "tiny"))
+    config = folder / "vae/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"a_field_of_later": 1}))
+    code = "import sys; from sd_export.cli import main; sys.exit(main())"
+    flags = ["--components", "vae_decoder", "--no-verify", "--force", "--output", str(tmp_path / "out")]
+    said = []
+    for more in ([], ["--quiet"]):
+        command = [sys.executable, "-c", code, "--model", str(folder), *flags, *more]
+        environment = {name: value for name, value in os.environ.items() if not name.endswith("_VERBOSITY")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        said.append(done.stderr)
+        shutil.rmtree(tmp_path / "out")
+    assert "a_field_of_later" in said[0] and said[1] == ""
+
+
+def test_what_a_library_raises_names_the_network(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """onnx_ir's SerdeError, say, in the middle of an export."""
+
+    class SerdeError(RuntimeError):
+        pass
+
+    def fail(*_: object) -> None:
+        raise SerdeError("Error calling serialize_model_into with: ModelProto")
+
+    monkeypatch.setattr("sd_export.networks.export.save", fail)
+    flags = ["--components", "vae_decoder", "--no-verify", "--output", str(tmp_path / "out"), "--quiet"]
+    assert main(["--model", str(tiny_folder), *flags]) == 1
+    assert "vae_decoder of '" in (said := capsys.readouterr().err) and "(SerdeError: Error calling" in said
+    assert not (tmp_path / "out").exists() and said.count("\n") == 1
+
+
+def test_everybody_may_read_what_was_exported(demo_bundle: Path) -> None:
+    """As the umask says; safetensors' own writer would leave files for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path: path.stat().st_mode & 0o777 for path in demo_bundle.rglob("*") if path.is_file()}
+    assert modes and set(modes.values()) == {0o666 & ~mask}, modes

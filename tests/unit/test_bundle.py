@@ -29,6 +29,7 @@ from sd_runtime.bundle.manifest import (
 from sd_runtime.errors import BundleError, UsageError
 from sd_runtime.request import make_request
 from sd_runtime.tensor import Dim, TensorSpec
+from small_bundle import small_bundle
 
 
 def write_bundle(root: Path, files: dict[str, bytes]) -> Manifest:
@@ -297,3 +298,14 @@ def test_names_that_no_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SD_LEAN_HOME", str(tmp_path / ("h" * 300)))
     with pytest.raises(BundleError, match="hhh"):  # unreadable or, to later Pythons, empty
         find_bundle(None)
+
+
+def test_a_link_that_leads_nowhere_is_not_called_unknown(tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to("gone")
+    with pytest.raises(BundleError, match="it is a link to 'gone', which is not there"):
+        find_bundle(str(tmp_path / "b"))
+
+
+def test_a_bundle_is_opened_by_text_as_well(tmp_path: Path) -> None:
+    root = small_bundle(tmp_path / "small")
+    assert Bundle.open(str(root)).manifest == Bundle.open(root).manifest

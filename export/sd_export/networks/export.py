@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 from sd_runtime.bundle.manifest import Component, Graph, Precision
+from sd_runtime.errors import ExportError, SDError, one_line
 
 from ..graphs import overflow, step_graph
 from ..graphs.forms import write_forms
@@ -24,7 +25,22 @@ GRAPH, WEIGHTS = "model.onnx", "model.safetensors"
 def export_network(
     name: str, checkpoint: Checkpoint, precision: Precision, folder: Path, progress: Progress
 ) -> Component:
-    """Trace, convert, write and check one network in `folder`/`name`; its entry in the manifest."""
+    """Trace, convert, write and check one network in `folder`/`name`; its entry in the manifest.
+
+    ExportError: also for whatever torch, onnx and their relatives raise, which have no exceptions in common."""
+    try:
+        return _export_network(name, checkpoint, precision, folder, progress)
+    except (SDError, OSError, MemoryError):  # which say what they are
+        raise
+    except Exception as error:
+        what = f"{name} of '{one_line(checkpoint.id)}' cannot be exported"
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise ExportError(f"{what} ({reason})", remedy="SD_DEBUG=1 shows the traceback") from error
+
+
+def _export_network(
+    name: str, checkpoint: Checkpoint, precision: Precision, folder: Path, progress: Progress
+) -> Component:
     place, configs = folder / name, checkpoint.configs
     place.mkdir()
     network = find(name)

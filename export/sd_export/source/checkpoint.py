@@ -71,6 +71,13 @@ def explain_read_errors() -> Iterator[None]:
         raise ExportError(what, remedy="check its permissions, and that it is on a disk that works") from error
 
 
+def dangling(path: Path) -> str | None:
+    """What a link is that leads nowhere, as in a hub's cache whose blobs were removed; None: it is none."""
+    if path.is_symlink() and not path.exists():
+        return f"{one_line(str(path), 400)} is a link to '{one_line(str(path.readlink()), 400)}', which is not there"
+    return None
+
+
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Relative name → SHA-256 (hex) of each file, hashed in threads: hashlib releases the interpreter lock."""
     names = sorted(names)

@@ -15,7 +15,7 @@ from sd_runtime.bundle.schema import parse_json
 from sd_runtime.errors import BundleError, ExportError, one_line
 
 from . import tokenizer
-from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config
+from .checkpoint import FEATURE_EXTRACTOR, NETWORKS, SAFETY_CHECKER, Config, dangling
 from .families.check import check_networks, check_pipeline, class_of, has_safety_checker
 from .pickles import is_pickle, refuse_pickle
 from .usable import check_sizes, check_usable
@@ -124,6 +124,7 @@ def weights_name(
     place = stem.rpartition("/")[0]
     pickles = sorted(name for name in names if name.rpartition("/")[0] == place and is_pickle(name))
     if not pickles:
+        _refuse_dangling(folder, candidates)
         raise ExportError(problem, accepted=" or ".join(candidates), remedy=optional)
     old = f"{place}/{PICKLED[place]}" if place in PICKLED else stem
     whole = [name for name in (f"{old}.bin", f"{old}.fp16.bin") if name in pickles]
@@ -132,6 +133,13 @@ def weights_name(
     if not whole:
         raise ExportError(f"{pickles[0]} is a pickle of another name", accepted=f"{old}.bin", remedy=optional)
     return (whole[0],)
+
+
+def _refuse_dangling(folder: Path, names: Iterable[str]) -> None:
+    """ExportError: one of these files is there as a link that leads nowhere."""
+    for name in names:
+        if (why := dangling(folder / name)) is not None:
+            raise ExportError(why, remedy="fetch the checkpoint again")
 
 
 def _shards(path: Path, index: str, names: Collection[str]) -> tuple[str, ...]:
@@ -147,6 +155,7 @@ def _shards(path: Path, index: str, names: Collection[str]) -> tuple[str, ...]:
         if "/" in shard or "\\" in shard or not shard.endswith(".safetensors"):
             raise ExportError(f"{path}: shard", got=shard, accepted="a .safetensors file beside it")
     if missing := [name for name in inside if name not in names]:
+        _refuse_dangling(path.parent, (name.rpartition("/")[2] for name in missing))
         raise ExportError(f"{path} names shards that are missing", got=", ".join(missing[:3]), remedy="fetch them")
     return tuple(inside)
 
@@ -161,6 +170,7 @@ def read_configs(model: str, folder: Path, *, safety_checker: bool = True) -> Fo
     checked = has_safety_checker(model, model_index) and safety_checker
     wanted = CONFIGS | (SAFETY_CONFIGS if checked else {})
     if missing := [name for name in wanted.values() if name not in names]:
+        _refuse_dangling(folder, missing)
         remedy = WITHOUT_CHECKER if not set(missing) & set(CONFIGS.values()) else None
         what = f"model '{one_line(model)}' is incomplete: {', '.join(missing)} missing in {folder}"
         raise ExportError(what, remedy=remedy)

@@ -114,10 +114,12 @@ def _fall_back(repo: str, revision: str | None, selection: Selection, why: Expor
     folder = _cached_folder(repo, revision, selection)
     if folder is None:
         raise why
+    reason = "the network is off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else why.what
     if problem := _unusable(repo, folder, selection):
-        raise ExportError(f"{why.what}; the copy in the hub cache cannot be used ({problem})", remedy=why.remedy)
+        what = f"{reason}, and the copy of '{repo}' in the hub cache cannot be used ({problem})"
+        raise ExportError(what, remedy=why.remedy)
     level = logging.INFO if constants.HF_HUB_OFFLINE else logging.WARNING
-    logger.log(level, "%s; using the copy in the hub cache", why.what)
+    logger.log(level, "%s; using the copy in the hub cache", reason)
     return Snapshot(repo, folder, folder.name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sd_runtime.errors import UsageError
 
 from ..choices import PredictionType
 from . import hub, single_file, tokenizer
-from .checkpoint import NETWORKS, Checkpoint, explain_read_errors, hash_files
+from .checkpoint import NETWORKS, Checkpoint, dangling, explain_read_errors, hash_files
 from .families import recognise
 from .families.check import check_networks
 from .folder import PipelineFiles, list_names, read_configs, weight_names
@@ -79,7 +80,10 @@ def existing_path(field: str, model: str, accepted: str) -> Path | None:
         raise
     except (OSError, ValueError, RuntimeError):  # too long, NUL or lone surrogates, unknown ~user
         pass
-    raise UsageError(field, got=model, accepted=accepted, remedy="there is no such file or folder")
+    why: str | None = None
+    with suppress(OSError, ValueError, RuntimeError):
+        why = dangling(Path(model).expanduser())
+    raise UsageError(field, got=model, accepted=accepted, remedy=why or "there is no such file or folder")
 
 
 def fetch(model: str, revision: str | None, selection: hub.Selection, *, quiet: bool) -> hub.Snapshot:

@@ -72,7 +72,11 @@ def _run(args: argparse.Namespace) -> None:
     from sd_runtime.cli.report_files import check_report, write_report
     from sd_runtime.sampling import resolve
 
+    from ..progress import mute_libraries
     from .compare import compare, open_pipeline
+
+    if args.quiet:
+        mute_libraries()
 
     for path in (args.json, args.html):
         if path is not None:

@@ -79,12 +79,12 @@ class Reference:
 
     def save(self, bundle: Path) -> None:
         """Write both files below `bundle`, a folder that is being exported to."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save  # save_file would make a file that nobody else may read
 
         (bundle / FOLDER).mkdir()
         document = to_json(_Document(self.probe, self.texts, self.cases, self.libraries))
         (bundle / JSON).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        save_file(dict(self.tensors), bundle / TENSORS)
+        (bundle / TENSORS).write_bytes(save(dict(self.tensors)))
 
     @classmethod
     def load(cls, bundle: Bundle) -> Reference:

@@ -59,8 +59,9 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, root: Path) -> Bundle:
+    def open(cls, root: str | Path) -> Bundle:
         """Read the manifest in `root`, check the file list.  BundleError names all files that are missing or wrong."""
+        root = Path(root)
         text = _read_manifest(root)
         try:
             manifest = Manifest.from_bytes(text)
@@ -197,6 +198,9 @@ def find_bundle(name: str | None) -> Path:
     BundleError lists the names that exist."""
     if name is not None and _is_bundle(Path(name)):
         return Path(name)
+    if name is not None and os.path.islink(name) and not os.path.exists(name):  # noqa: PTH110, PTH114 - these never raise
+        leads = f"it is a link to '{one_line(os.readlink(name))}', which is not there"  # noqa: PTH115
+        raise BundleError("bundle", got=name, accepted="a bundle's folder", remedy=leads)
     return find_exported(name)
 
 

@@ -241,3 +241,18 @@ def test_resolving_needs_neither_torch_nor_the_hub_client(tiny) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json"])
+def test_links_that_lead_nowhere_are_not_called_absent(folder: Path, name: str) -> None:
+    """As in a hub's cache whose blobs were removed."""
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    with pytest.raises(ExportError, match=rf"{name} is a link to '../../blobs/0123', which is not there"):
+        resolve_checkpoint(str(folder))
+
+
+def test_a_model_that_is_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to("gone")
+    with pytest.raises(UsageError, match=r"model is a link to 'gone', which is not there"):
+        resolve_checkpoint(str(tmp_path / "model"))
