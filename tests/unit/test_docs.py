@@ -184,7 +184,10 @@ def test_every_picture_is_shown() -> None:
 # ---- examples --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", [README, DOCS / "python.md"], ids=names([README, DOCS / "python.md"]))
+RUNNABLE = [README, DOCS / "python.md", DOCS / "serving.md"]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=names(RUNNABLE))
 def test_python_examples_run(page: Path, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bundles").mkdir()
     (tmp_path / "bundles/demo").symlink_to(demo_bundle.resolve())
