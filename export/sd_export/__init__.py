@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sd_runtime.bundle.manifest import Precision as Precision
     from sd_runtime.errors import ExportError as ExportError
 
+    from .choices import PredictionType as PredictionType
     from .exporter import export as export
     from .options import ExportOptions as ExportOptions
     from .tensorrt_.build import build as build
@@ -31,6 +32,7 @@ _HOME = {
     "ExportError": "sd_runtime.errors",
     "ExportOptions": "sd_export.options",
     "Precision": "sd_runtime.bundle.manifest",
+    "PredictionType": "sd_export.choices",
     "build": "sd_export.tensorrt_.build",
     "export": "sd_export.exporter",
 }

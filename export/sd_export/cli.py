@@ -39,7 +39,7 @@ def build_parser() -> ArgumentParser:
         "sd-export", "Export a Stable Diffusion checkpoint to a bundle that sd-run draws with.", EPILOG
     )
     add = parser.add_argument
-    model = "demo, a Hugging Face id, a folder in diffusers layout, or a single .safetensors file"
+    model = "demo, a Hugging Face id, a folder in diffusers layout, or a single file (.safetensors)"
     add("--model", required=True, metavar="MODEL", help=model)
     add("--output", type=Path, metavar="BUNDLE", help="folder to write (default: the model's name among your bundles)")
     add("--precision", default="fp32", choices=PRECISIONS, help="of weights and arithmetic (default: fp32)")

@@ -245,7 +245,7 @@ def test_fault_33_threads_of_a_picture_are_judged_by_their_header(tmp_path, monk
         raise LookupError("the picture is decoded")
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    message = r"^picture '.*thread\.png' is too long and thin: got \d+x\d+ pixels, accepted a shape"
+    message = r"^picture '.*thread.*' is too long and thin: got \d+x\d+ pixels, accepted a shape"
     refused = resize == "crop"
     with pytest.raises(UsageError, match=message if refused else r"undamaged files; the picture is decoded"):
         from_pictures(path, width=512, height=512, resize=resize)
@@ -254,7 +254,7 @@ def test_fault_33_threads_of_a_picture_are_judged_by_their_header(tmp_path, monk
 def test_too_many_pixels_name_the_file(tmp_path):
     path = tmp_path / "large.png"
     path.write_bytes(png_header(9000, 9000))
-    with pytest.raises(UsageError, match=r"^picture '.*large\.png': got 9000x9000 pixels, accepted at most"):
+    with pytest.raises(UsageError, match=r"^picture '.*large.*': got 9000x9000 pixels, accepted at most"):
         from_pictures(path, width=64, height=64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sd_runtime import AsyncPipeline, Pipeline, Request, Result, Served, Step
+from sd_runtime.bench.processes import peak_megabytes
 from sd_runtime.errors import (
     CancelledError,
     DeadlineError,
@@ -352,3 +354,32 @@ def test_closing_drains_or_ends(demo_bundle: Path, drain: bool) -> None:
                 with pytest.raises(CancelledError, match="the service was closed"):
                     ticket.future.result(0)
         service.scheduler.close()
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fault_39_requests_leave_nothing_behind(service: Service, count: int) -> None:
+    """Memory, threads and descriptors are level over many requests; some are cancelled, some fail."""
+    service.watched.hook = lambda sample: np.full_like(sample, np.nan if sample[0, 0, 0, 0] > 2 else 0.1)
+
+    async def draw(number: int) -> None:
+        request = service.request(f"number {number % 40}", seed=number, num_inference_steps=1, scheduler="ddim")
+        waiting = asyncio.ensure_future(service.pipe.generate(request))
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+            waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    async def many(first: int, last: int) -> None:
+        for start in range(first, last, 10):
+            await asyncio.gather(*map(draw, range(start, start + 10)))
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    asyncio.run(many(0, 50))
+    before, peak = held(), peak_megabytes()
+    asyncio.run(many(50, 50 + count))
+    assert held() == before
+    assert peak_megabytes() - peak < 20
+    assert (service.scheduler.status.waiting, service.scheduler.status.running) == (0, 0)

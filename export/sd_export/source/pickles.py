@@ -44,8 +44,9 @@ class Converted:
     def convert(self, path: Path) -> Path:
         """The weights in the pickle `path`, as a .safetensors.  ExportError: it holds more than that, or is damaged."""
         target = self.folder / f"{len(list(self.folder.iterdir()))}-{path.stem}.safetensors"
-        command = [sys.executable, "-m", "sd_export.source.unpickle", str(path), str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "sd_export.source.unpickle", str(path.resolve()), str(target)]
+        # In our own folder: Python looks for modules where it is started, and a torch.py may lie where the user is
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder)
         if done.returncode == 0:
             return target
         why = one_line((done.stderr.strip().splitlines() or ["no reason given"])[-1], 200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_fault_11_code_in_a_pickle_never_runs(state, tmp_path, protocol) -> None
     path, canary = tmp_path / "model.ckpt", tmp_path / "canary"
     torch.save({"state_dict": {"w": torch.ones(1)}, "more": Canary(canary)}, path, pickle_protocol=protocol)
     for allowed in (False, True):
-        with pytest.raises(ExportError, match="holds more than weights" if allowed else "is a pickle"):
+        refused = "holds more than weights|not written as torch" if allowed else "is a pickle"
+        with pytest.raises(ExportError, match=refused):
             resolve_checkpoint(str(path), allow_pickle=allowed)
     path.write_bytes(pickle.dumps(Canary(canary), protocol=protocol))
     with pytest.raises(ExportError):
@@ -81,10 +83,30 @@ def test_fault_11_code_in_a_pickle_never_runs(state, tmp_path, protocol) -> None
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\3\4 and nothing", b"\x80\x02N."])
+def test_fault_11_modules_in_the_current_folder_are_not_imported(state, tmp_path, monkeypatch) -> None:
+    """A checkpoint is often converted where it was unpacked, and a torch.py may lie beside it."""
+    canary = tmp_path / "canary"
+    for name in ("torch.py", "safetensors.py", "re.py"):
+        (tmp_path / name).write_text(f"import os; os.mkdir({str(canary)!r})")
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = resolve_checkpoint("model.ckpt", allow_pickle=True)
+    assert checkpoint.weights["unet"][0].is_file() and not canary.exists()
+
+
+def test_a_zip_that_expands_is_refused(tmp_path) -> None:
+    path = tmp_path / "model.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 20))
+    with pytest.raises(ExportError, match=r"its entries are compressed"):
+        resolve_checkpoint(str(path), allow_pickle=True)
+
+
+@pytest.mark.parametrize("content", [b"x", b"", b"PK\3\4 and nothing", b"\x80\x02N."])
 def test_what_is_no_pickle_of_weights_is_named(tmp_path, content) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(content)
     with pytest.raises(ExportError, match=r"model\.bin") as caught:
         resolve_checkpoint(str(path), allow_pickle=True)
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value) and "more than weights" not in str(caught.value)

@@ -195,6 +195,7 @@ class StableDiffusionVae:
         return AutoencoderKL.from_config(sd1.VAE)
 
 
+@pytest.mark.slow
 def test_a_v_picture_equals_diffusers(state, tiny, tmp_path) -> None:
     """The whole way: exported by its .yaml, drawn, and compared with diffusers told the same."""
     import numpy as np
