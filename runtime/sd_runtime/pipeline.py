@@ -242,7 +242,7 @@ class Pipeline:
         width, height = defaults.width if width is None else width, defaults.height if height is None else height
         check("width", width)
         check("height", height)
-        check_size(height, width, self._sample_ranges(), self.manifest.latent.pixels)
+        check_size(height, width, sample_ranges(self.engines.engine("unet")), self.manifest.latent.pixels)
         posterior = self.encode_samples(from_pictures(image, width=width, height=height, resize=resize))
         return posterior.mean if noise is None else posterior.sample(as_latents("noise", noise, posterior.mean.shape))
 
@@ -262,7 +262,8 @@ class Pipeline:
     def check(self, request: Request) -> None:
         """UsageError if the bundle cannot draw this: its size, its sampler with these steps, or its prompts."""
         check_request(request)
-        check_size(request.height, request.width, self._sample_ranges(), self.manifest.latent.pixels)
+        ranges = sample_ranges(self.engines.engine("unet"))
+        check_size(request.height, request.width, ranges, self.manifest.latent.pixels)
         if request.fast_decoder and "taesd" not in self.manifest.components:
             remedy = f"add one: sd-export --model {self.manifest.source.id} --taesd madebyollin/taesd --force"
             raise UsageError("fast_decoder", got=True, accepted="a bundle that has one", remedy=remedy)
@@ -282,13 +283,10 @@ class Pipeline:
         config, steps = self.scheduler(request), request.num_inference_steps
         return make_plan(config, steps, strength=strength, eta=request.eta, keep_steps=distilled)
 
-    def _sample_ranges(self) -> tuple[tuple[int, int], ...]:
-        return sample_ranges(self.engines.engine("unet"))
-
     def batches(self, request: Request) -> tuple[range, ...]:
         """The request's pictures in batches that the UNet takes; guidance needs two rows a picture."""
         rows = 2 if self.guidance(request).on else 1
-        most = max(min(self._sample_ranges()[0][1] // rows, self.loops.most_pictures), 1)
+        most = max(min(sample_ranges(self.engines.engine("unet"))[0][1] // rows, self.loops.most_pictures), 1)
         return in_batches(request.num_images, self.engines.batch_sizes(most, rows, self.latent_shape(request)))
 
     def close(self) -> None:

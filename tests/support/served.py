@@ -66,6 +66,11 @@ class Service:
     def watched(self) -> Watched:
         return self.backend.watched
 
+    @property
+    def prepared(self) -> int:
+        """Requests whose prompts are encoded, and which are not drawn yet."""
+        return sum(job.task is not None for job in list(self.scheduler._jobs))
+
     def request(self, prompt: str = "a large red star", **options: Any) -> Request:
         options = {"seed": 1, "num_inference_steps": 3, "height": 64, "width": 64} | options
         return make_request(self.scheduler.pipeline.manifest.defaults, prompt, **options)

@@ -64,7 +64,7 @@ def draw_all(service: Service, requests: list[Request], **more: Any) -> list[Ser
 
     async def draw() -> list[Served | BaseException]:
         waiting = [asyncio.ensure_future(service.pipe.generate(request, **more)) for request in requests]
-        while service.scheduler.ready_tasks < len(set(requests)):
+        while service.prepared < len(set(requests)):
             await asyncio.sleep(0.01)
         held.set()
         return await asyncio.gather(*waiting, return_exceptions=True)

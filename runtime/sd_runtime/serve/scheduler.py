@@ -117,12 +117,6 @@ class Scheduler:
             why = str(self._broken) if self._broken is not None else why
             return Status(len(self._jobs) - running, running, not why, why)
 
-    @property
-    def ready_tasks(self) -> int:
-        """Requests whose prompts are encoded and that wait for, or are in, an evaluation."""
-        with self._changed:
-            return sum(job.task is not None for job in self._jobs)
-
     def position(self, ticket: Ticket) -> int | None:
         """How many requests were admitted before this one and are not done; None: it is done."""
         with self._changed:
